@@ -1,0 +1,95 @@
+//! The chain of generations that leads to the final state (rule AU2).
+
+use crate::events::Record;
+use crate::ids::{Generation, StateName};
+use std::collections::BTreeMap;
+
+/// Which generation applied which step of the final state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lineage {
+    /// `appliers[k]` is the generation that applied step `k`.
+    pub appliers: Vec<Generation>,
+    /// Plan hash of every generation formed.
+    pub plans: BTreeMap<Generation, u64>,
+    /// Generations formed.
+    pub generations: u64,
+    /// `Resumed` records.
+    pub resumed: u64,
+    /// Final state, if the run is recorded as finished.
+    pub finished: Option<StateName>,
+    /// Why the records are no chain; empty if they are.
+    pub broken: Vec<String>,
+}
+
+impl Lineage {
+    /// Reads the chain. `logged` are the names in the step logs: of a run that is not finished, the newest name of the last
+    /// generation is where it stands.
+    pub fn read(records: &[Record], logged: impl Iterator<Item = StateName>) -> Self {
+        let mut lineage = Self::default();
+        let mut current: Option<Generation> = None;
+        for record in records {
+            match record {
+                Record::GenerationFormed {
+                    generation,
+                    base,
+                    plan_hash,
+                    ..
+                } => {
+                    if current.is_some_and(|g| g >= *generation) {
+                        lineage
+                            .broken
+                            .push(format!("{generation} was formed after a later one"));
+                    }
+                    lineage.cut_at(current, *base);
+                    lineage.generations += 1;
+                    lineage.plans.insert(*generation, *plan_hash);
+                    current = Some(*generation);
+                }
+                Record::Resumed { name, manifest, .. } => {
+                    lineage.resumed += 1;
+                    lineage.cut_at(current, *name);
+                    if manifest.is_none() && *name != StateName::INITIAL {
+                        lineage.broken.push(format!("resumed from {name} without a manifest"));
+                    }
+                }
+                Record::RunFinished { name } => {
+                    lineage.cut_at(current, *name);
+                    lineage.finished = Some(*name);
+                }
+                Record::RunCreated { .. }
+                | Record::CheckpointOpened { .. }
+                | Record::CheckpointCommitted { .. }
+                | Record::CheckpointAbandoned { .. } => {}
+            }
+        }
+        if lineage.finished.is_none()
+            && let Some(generation) = current
+            && let Some(newest) = logged.filter(|name| name.applied_gen == generation).max()
+        {
+            lineage.cut_at(current, newest);
+        }
+        lineage
+    }
+
+    /// Makes `base` the end of the chain. What `current` applied since its own base belongs to it, if `base` says so;
+    /// what lies beyond `base` is superseded.
+    fn cut_at(&mut self, current: Option<Generation>, base: StateName) {
+        let wanted = base.step as usize;
+        if Some(base.applied_gen) == current && wanted > self.appliers.len() {
+            self.appliers.resize(wanted, base.applied_gen);
+            return;
+        }
+        if wanted > self.appliers.len() {
+            self.broken
+                .push(format!("{base} stands beyond what its generation can have applied"));
+            return;
+        }
+        self.appliers.truncate(wanted);
+        let last = self.appliers.last().copied().unwrap_or(Generation(0));
+        if last != base.applied_gen {
+            self.broken.push(format!(
+                "{base} is not on the chain: step {wanted} was applied by {last}"
+            ));
+        }
+    }
+}

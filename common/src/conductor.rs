@@ -1,0 +1,343 @@
+//! The coordinator's brain: who is a member, which generation trains from which state, when a checkpoint is taken.
+//!
+//! ```text
+//!            joined, lost, closed, done ...                      persist, send, spawn, dismiss ...
+//!   shell ───────────── Event ──────────────▶ Conductor::step ──────────────── Command ─────────────▶ shell
+//!
+//!   Waiting ──enough ready──▶ Persisting ──durable──▶ Forming ──all formed──▶ Running ──all trained──▶ Ended
+//!      ▲                          │                      │                       │
+//!      └──────────────────────── Closing ◀── a member lost, aborted or joining ──┘
+//! ```
+//!
+//! Total: no input makes it panic, no input is an error. A message of a generation that is over is ignored (rule G6).
+
+mod checkpoint;
+mod generation;
+mod seats;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use crate::events::{FromWorker, Outcome, Record, RunEvent, StepReport, ToWorker};
+use crate::ids::{Generation, StateName, WorkerId};
+use crate::ledger::Ledger;
+use crate::plan::Plan;
+use seats::Seats;
+use std::collections::{BTreeSet, VecDeque};
+
+pub use words::{Command, Event, Head, Restored, Settings, Tick, View};
+
+/// Where the conductor stands.
+#[derive(Clone, Debug, PartialEq)]
+enum Phase {
+    /// Not enough workers.
+    Waiting,
+    /// Members of `plan` were asked to close; `awaiting` have not answered.
+    Closing {
+        plan: Plan,
+        awaiting: BTreeSet<WorkerId>,
+        acknowledged: bool,
+        deadline: Tick,
+    },
+    /// The plan's record is on its way to the store.
+    Persisting { plan: Plan, reason: String },
+    /// Members take the base state and connect.
+    Forming {
+        plan: Plan,
+        formed: BTreeSet<WorkerId>,
+        deadline: Tick,
+    },
+    /// Steps are made.
+    Running { plan: Plan },
+    /// Over.
+    Ended,
+}
+
+/// The brain. See the module's picture.
+#[derive(Debug)]
+pub struct Conductor {
+    settings: Settings,
+    phase: Phase,
+    seats: Seats,
+    generation: Generation,
+    lanes: Vec<WorkerId>,
+    ledger: Ledger,
+    /// A generation was formed before in this run (perhaps by another process): old names may exist somewhere.
+    has_history: bool,
+    /// Names applied in generations before this one do not count (rule G1).
+    floor: Generation,
+    /// Members of generations that nobody acknowledged leaving and that are not proven gone (rule G5).
+    unproven: BTreeSet<WorkerId>,
+    /// Highest count of applied steps reported in the current generation.
+    steps_done: u64,
+    /// Slowest recent step, for the time-outs that derive from it.
+    step_ms: f32,
+    /// Losses since the last applied step.
+    losses_in_a_row: u32,
+    /// Not before this tick may another worker be spawned or generation be formed.
+    not_before: Option<Tick>,
+    /// Processes that are proven gone (rule G5).
+    exited: BTreeSet<WorkerId>,
+    /// Workers lost in a row before they were ever ready.
+    failed_starts: u32,
+    /// Generations formed since the last applied step.
+    fruitless: u32,
+    /// Persists under way; what to do after each, in order.
+    pending: VecDeque<AfterPersist>,
+    stopping: bool,
+    announced_waiting: Option<(u32, u32)>,
+}
+
+/// What follows a durable record.
+#[derive(Clone, Debug, PartialEq)]
+enum AfterPersist {
+    Nothing,
+    SendPlan,
+    StartAttempt { attempt: u64 },
+    Commit { attempt: u64, key: String, name: StateName },
+    End { outcome: Outcome },
+}
+
+/// The step's working set: commands in the making.
+struct Turn {
+    now: Tick,
+    commands: Vec<Command>,
+}
+
+impl Turn {
+    fn send(&mut self, to: WorkerId, message: ToWorker) {
+        self.commands.push(Command::Send { to, message });
+    }
+
+    fn announce(&mut self, event: RunEvent) {
+        self.commands.push(Command::Announce { event });
+    }
+}
+
+impl Conductor {
+    /// A conductor for a new run, or one that goes on where `restored` says.
+    #[must_use]
+    pub fn new(settings: Settings, restored: Restored) -> Self {
+        let ledger = Ledger::new(&settings, &restored);
+        Self {
+            seats: Seats::new(restored.worker),
+            generation: restored.generation,
+            lanes: Vec::new(),
+            ledger,
+            has_history: restored.generation > Generation(0),
+            floor: restored.floor,
+            unproven: BTreeSet::new(),
+            steps_done: restored.head.as_ref().map_or(0, |h| h.name.step),
+            step_ms: 0.0,
+            losses_in_a_row: 0,
+            not_before: None,
+            exited: BTreeSet::new(),
+            failed_starts: 0,
+            fruitless: 0,
+            pending: VecDeque::new(),
+            stopping: false,
+            announced_waiting: None,
+            phase: if restored.finished.is_some() {
+                Phase::Ended
+            } else {
+                Phase::Waiting
+            },
+            settings,
+        }
+    }
+
+    /// Takes one event and says what to do about it. `now` never goes back; if it does, deadlines are late, nothing breaks.
+    pub fn step(&mut self, event: Event, now: Tick) -> Vec<Command> {
+        let mut turn = Turn {
+            now,
+            commands: Vec::new(),
+        };
+        if self.phase == Phase::Ended {
+            self.after_the_end(event, &mut turn);
+            return turn.commands;
+        }
+        match event {
+            Event::WorkerSpawned { worker, pid } => {
+                self.seats.spawned(worker, now);
+                turn.announce(RunEvent::WorkerSpawned { worker, pid });
+            }
+            Event::WorkerConnected { worker } => self.seats.connected(worker, now),
+            Event::StreamLost { worker } => self.lose(worker, "its stream broke", &mut turn),
+            Event::WorkerExited {
+                worker,
+                pid,
+                code,
+                signal,
+            } => {
+                turn.announce(RunEvent::WorkerExited {
+                    worker,
+                    pid,
+                    code,
+                    signal,
+                });
+                self.unproven.remove(&worker);
+                self.exited.insert(worker);
+                self.lose(worker, "its process ended", &mut turn);
+            }
+            Event::Said { worker, message } => self.said(worker, message, &mut turn),
+            Event::Persisted => self.persisted(&mut turn),
+            Event::ManifestWritten { attempt, key } => self.manifest_written(attempt, key, &mut turn),
+            Event::ManifestFailed { attempt, reason } => {
+                self.ledger.unseal(attempt);
+                self.abandon_attempt(attempt, &reason, &mut turn);
+            }
+            Event::StopRequested => self.stop_requested(&mut turn),
+            Event::Ticked => {}
+        }
+        self.check_deadlines(&mut turn);
+        self.settle(&mut turn);
+        turn.commands
+    }
+
+    /// When [`Event::Ticked`] is wanted next, and why.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<(Tick, &'static str)> {
+        let backing_off = self.not_before.map(|tick| (tick, "back-off after losses"));
+        let mut deadlines = vec![self.seats.next_deadline(&self.settings), backing_off];
+        match &self.phase {
+            Phase::Closing { deadline, .. } => deadlines.push(Some((*deadline, "members answer the closing"))),
+            Phase::Forming { deadline, .. } => deadlines.push(Some((*deadline, "members form"))),
+            Phase::Waiting | Phase::Persisting { .. } | Phase::Running { .. } => {}
+            Phase::Ended => return None,
+        }
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// What it looks like from outside.
+    #[must_use]
+    pub fn observe(&self) -> View {
+        let (phase, plan) = match &self.phase {
+            Phase::Waiting => ("waiting", None),
+            Phase::Closing { plan, .. } => ("closing", Some(plan)),
+            Phase::Persisting { plan, .. } => ("persisting", Some(plan)),
+            Phase::Forming { plan, .. } => ("forming", Some(plan)),
+            Phase::Running { plan } => ("running", Some(plan)),
+            Phase::Ended => ("ended", None),
+        };
+        View {
+            phase,
+            generation: self.generation,
+            members: plan
+                .map(|p| p.members.iter().map(|m| m.worker).collect())
+                .unwrap_or_default(),
+            ready: self.seats.ready(),
+            steps_done: self.steps_done,
+            head: self.ledger.head().cloned(),
+        }
+    }
+
+    /// One message of one worker. Whatever it says, it is alive.
+    fn said(&mut self, worker: WorkerId, message: FromWorker, turn: &mut Turn) {
+        if !self.seats.heard(worker, turn.now) {
+            return; // dismissed before: its words do not count any more
+        }
+        match message {
+            FromWorker::Heartbeat => {}
+            FromWorker::Ready { addr, name } => {
+                self.failed_starts = 0;
+                self.seats.set_ready(worker, addr, name);
+                turn.announce(RunEvent::WorkerReady { worker });
+            }
+            FromWorker::Formed { generation } => self.member_formed(worker, generation, turn),
+            FromWorker::Closed {
+                generation,
+                name,
+                cause,
+            } => self.member_closed(worker, generation, name, cause, turn),
+            FromWorker::StepDone { report } => self.step_done(worker, report, turn),
+            FromWorker::PartUploaded { attempt, part, name } => self.part_uploaded(worker, attempt, part, name, turn),
+            FromWorker::PartFailed { attempt, reason } => {
+                self.abandon_attempt(attempt, &format!("{worker}: {reason}"), turn);
+            }
+            FromWorker::Failed { exit, message } => {
+                let message = format!("{worker}: {message}");
+                self.end(Outcome::Failed { exit, message }, turn);
+            }
+        }
+    }
+
+    fn step_done(&mut self, worker: WorkerId, report: StepReport, turn: &mut Turn) {
+        // A planned close lets the last steps before its boundary be made and counted.
+        let (Phase::Running { plan } | Phase::Closing { plan, .. }) = &self.phase else {
+            return;
+        };
+        if plan.generation != report.generation || plan.rank_of(worker).is_none() {
+            return;
+        }
+        self.seats.set_name(worker, report.name);
+        self.losses_in_a_row = 0;
+        self.fruitless = 0;
+        // A slow step raises the time-outs at once, faster ones lower them little by little.
+        self.step_ms = report.step_ms().max(self.step_ms * 0.9);
+        let first = report.name.step > self.steps_done;
+        self.steps_done = self.steps_done.max(report.name.step);
+        if first {
+            turn.announce(RunEvent::StepDone { report, worker });
+        }
+        self.maybe_open_attempt(turn);
+    }
+
+    fn stop_requested(&mut self, turn: &mut Turn) {
+        let again = std::mem::replace(&mut self.stopping, true);
+        let running = matches!(self.phase, Phase::Running { .. });
+        if again || !running {
+            let name = self.ledger.head().map_or(StateName::INITIAL, |h| h.name);
+            self.end(Outcome::Interrupted { name }, turn);
+        } else {
+            self.maybe_open_attempt(turn);
+        }
+    }
+
+    /// Tells everybody and ends. Nothing that happens later changes the outcome.
+    fn end(&mut self, outcome: Outcome, turn: &mut Turn) {
+        for worker in self.seats.connected_workers() {
+            turn.send(worker, ToWorker::Finish);
+        }
+        turn.announce(RunEvent::RunFinished {
+            outcome: outcome.clone(),
+        });
+        turn.commands.push(Command::End { outcome });
+        self.phase = Phase::Ended;
+    }
+
+    /// After the end only the deaths of workers are still announced.
+    fn after_the_end(&mut self, event: Event, turn: &mut Turn) {
+        match event {
+            Event::WorkerExited {
+                worker,
+                pid,
+                code,
+                signal,
+            } => {
+                turn.announce(RunEvent::WorkerExited {
+                    worker,
+                    pid,
+                    code,
+                    signal,
+                });
+            }
+            Event::WorkerConnected { worker } => turn.send(worker, ToWorker::Finish),
+            _ => {}
+        }
+    }
+
+    fn persist(&mut self, record: Record, then: AfterPersist, turn: &mut Turn) {
+        turn.commands.push(Command::Persist { record });
+        self.pending.push_back(then);
+    }
+
+    fn persisted(&mut self, turn: &mut Turn) {
+        match self.pending.pop_front() {
+            None | Some(AfterPersist::Nothing) => {}
+            Some(AfterPersist::SendPlan) => self.send_plan(turn),
+            Some(AfterPersist::StartAttempt { attempt }) => self.start_attempt(attempt, turn),
+            Some(AfterPersist::Commit { attempt, key, name }) => self.committed(attempt, key, name, turn),
+            Some(AfterPersist::End { outcome }) => self.end(outcome, turn),
+        }
+    }
+}

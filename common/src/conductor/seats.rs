@@ -1,0 +1,160 @@
+//! Everybody the conductor has heard of: from the order to start a process to its loss.
+
+use super::{Settings, Tick};
+use crate::ids::{StateName, WorkerId};
+use std::collections::BTreeMap;
+
+/// A process may take so long from its start until it is warm.
+const WARM_UP_MS: u64 = 120_000;
+
+/// How far a worker has come.
+#[derive(Clone, Debug, PartialEq)]
+enum Stage {
+    /// A process was ordered or started; nothing heard yet.
+    Spawning { since: Tick },
+    /// Connected, loading its model and index.
+    Warming { since: Tick },
+    /// Can take a plan.
+    Ready { addr: String, name: StateName },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Seat {
+    stage: Stage,
+    heard: Tick,
+    connected: bool,
+}
+
+/// The seats, by id.
+#[derive(Debug)]
+pub(super) struct Seats {
+    seats: BTreeMap<WorkerId, Seat>,
+    last_id: WorkerId,
+}
+
+impl Seats {
+    pub(super) fn new(last_id: WorkerId) -> Self {
+        Self {
+            seats: BTreeMap::new(),
+            last_id,
+        }
+    }
+
+    /// An id that was never used, with a seat kept for its process.
+    pub(super) fn reserve(&mut self, now: Tick) -> WorkerId {
+        self.last_id = WorkerId(self.last_id.0 + 1);
+        self.seats.insert(
+            self.last_id,
+            Seat {
+                stage: Stage::Spawning { since: now },
+                heard: now,
+                connected: false,
+            },
+        );
+        self.last_id
+    }
+
+    /// The process of a reserved seat is up; a seat that was given up meanwhile is not brought back.
+    pub(super) fn spawned(&mut self, worker: WorkerId, now: Tick) {
+        if let Some(seat) = self.seats.get_mut(&worker) {
+            seat.heard = now;
+        }
+    }
+
+    pub(super) fn connected(&mut self, worker: WorkerId, now: Tick) {
+        self.last_id = self.last_id.max(worker);
+        self.seats.insert(
+            worker,
+            Seat {
+                stage: Stage::Warming { since: now },
+                heard: now,
+                connected: true,
+            },
+        );
+    }
+
+    /// Notes that `worker` spoke; false if it has no seat.
+    pub(super) fn heard(&mut self, worker: WorkerId, now: Tick) -> bool {
+        self.seats.get_mut(&worker).map(|seat| seat.heard = now).is_some()
+    }
+
+    pub(super) fn set_ready(&mut self, worker: WorkerId, addr: String, name: StateName) {
+        if let Some(seat) = self.seats.get_mut(&worker) {
+            seat.stage = Stage::Ready { addr, name };
+        }
+    }
+
+    pub(super) fn set_name(&mut self, worker: WorkerId, new: StateName) {
+        if let Some(Seat {
+            stage: Stage::Ready { name, .. },
+            ..
+        }) = self.seats.get_mut(&worker)
+        {
+            *name = new;
+        }
+    }
+
+    /// Gives the seat up; true if there was one.
+    pub(super) fn remove(&mut self, worker: WorkerId) -> bool {
+        self.seats.remove(&worker).is_some()
+    }
+
+    pub(super) fn contains(&self, worker: WorkerId) -> bool {
+        self.seats.contains_key(&worker)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// Workers that can take a plan, by id.
+    pub(super) fn ready(&self) -> Vec<WorkerId> {
+        self.seats
+            .iter()
+            .filter(|(_, s)| matches!(s.stage, Stage::Ready { .. }))
+            .map(|(w, _)| *w)
+            .collect()
+    }
+
+    /// Address and state of a ready worker.
+    pub(super) fn ready_at(&self, worker: WorkerId) -> Option<(&str, StateName)> {
+        match self.seats.get(&worker).map(|s| &s.stage) {
+            Some(Stage::Ready { addr, name }) => Some((addr, *name)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn connected_workers(&self) -> Vec<WorkerId> {
+        self.seats
+            .iter()
+            .filter(|(_, s)| s.connected)
+            .map(|(w, _)| *w)
+            .collect()
+    }
+
+    fn deadline(seat: &Seat, settings: &Settings) -> (Tick, &'static str) {
+        match seat.stage {
+            Stage::Spawning { since } => (since + WARM_UP_MS, "a started process connects"),
+            Stage::Warming { since } if !seat.connected => (since + WARM_UP_MS, "a started process connects"),
+            Stage::Warming { since } => (
+                (since + WARM_UP_MS).min(seat.heard + settings.failure_budget_ms),
+                "a worker warms up",
+            ),
+            Stage::Ready { .. } => (seat.heard + settings.failure_budget_ms, "a worker is heard"),
+        }
+    }
+
+    pub(super) fn next_deadline(&self, settings: &Settings) -> Option<(Tick, &'static str)> {
+        self.seats.values().map(|seat| Self::deadline(seat, settings)).min()
+    }
+
+    /// Workers whose deadline has passed.
+    pub(super) fn overdue(&self, settings: &Settings, now: Tick) -> Vec<(WorkerId, &'static str)> {
+        self.seats
+            .iter()
+            .map(|(w, seat)| (*w, Self::deadline(seat, settings)))
+            .filter(|(_, (deadline, _))| *deadline <= now)
+            .map(|(w, (_, why))| (w, why))
+            .collect()
+    }
+}

@@ -1,0 +1,125 @@
+//! A worker of the toy world.
+
+use crate::events::{FromWorker, PartInfo, ToWorker};
+use crate::follower::{self, Follower, TrainerOrder};
+use crate::ids::{Generation, StateName, WorkerId};
+use crate::plan::Plan;
+use std::collections::{BTreeMap, VecDeque};
+
+/// A worker of the toy world: the real follower over a trainer that needs no time.
+pub(super) struct Worker {
+    pub(super) follower: Follower,
+    pub(super) name: StateName,
+    /// The toy state: a chain of digests, so that equal names can be checked for equal bits.
+    pub(super) bits: u64,
+    pub(super) plan: Option<Plan>,
+    pub(super) running: bool,
+    pub(super) stop_after: Option<u64>,
+    pub(super) copies: Vec<(u64, u64, Vec<u32>)>,
+    pub(super) inbox: VecDeque<ToWorker>,
+    pub(super) outbox: VecDeque<FromWorker>,
+    pub(super) warm: bool,
+}
+
+impl Worker {
+    /// A worker that has just started.
+    pub(super) fn new(bits: u64) -> Self {
+        Self {
+            follower: Follower::default(),
+            name: StateName::INITIAL,
+            bits,
+            plan: None,
+            running: false,
+            stop_after: None,
+            copies: Vec::new(),
+            inbox: VecDeque::new(),
+            outbox: VecDeque::new(),
+            warm: false,
+        }
+    }
+
+    pub(super) fn stop(&mut self, generation: Generation, cause: Option<&str>) -> Option<follower::Event> {
+        let plan = self.plan.take_if(|p| p.generation == generation)?;
+        self.running = false;
+        self.stop_after = None;
+        let cause = cause.map(String::from);
+        Some(follower::Event::TrainerStopped {
+            generation: plan.generation,
+            name: self.name,
+            cause,
+        })
+    }
+
+    /// The toy trainer: takes an order at once.
+    pub(super) fn order(
+        &mut self,
+        manifests: &BTreeMap<String, (StateName, u64)>,
+        bits_of: &BTreeMap<StateName, u64>,
+        order: TrainerOrder,
+    ) -> Option<follower::Event> {
+        match order {
+            TrainerOrder::Form { plan } => {
+                if self.name != plan.base {
+                    if let crate::plan::StateSource::Manifest { key } = &plan.source {
+                        assert_eq!(manifests[key].0, plan.base, "the manifest holds the base");
+                    }
+                    self.name = plan.base;
+                    self.bits = bits_of[&plan.base];
+                }
+                let generation = plan.generation;
+                self.plan = Some(plan);
+                Some(follower::Event::TrainerFormed { generation })
+            }
+            TrainerOrder::Run { .. } => {
+                self.running = true;
+                None
+            }
+            TrainerOrder::StopAfter { generation, step } => {
+                self.stop_after = Some(step);
+                if self.name.step >= step {
+                    self.stop(generation, None)
+                } else {
+                    None
+                }
+            }
+            TrainerOrder::Checkpoint {
+                attempt,
+                at_step,
+                parts,
+                ..
+            } => {
+                self.copies.push((attempt, at_step, parts));
+                None
+            }
+            TrainerOrder::Quit => None,
+        }
+    }
+
+    pub(super) fn copy_parts(&mut self, worker: WorkerId) -> Vec<follower::Event> {
+        let name = self.name;
+        let (due, later) = std::mem::take(&mut self.copies)
+            .into_iter()
+            .partition(|c| c.1 <= name.step);
+        self.copies = later;
+        let mut told = Vec::new();
+        for (attempt, at_step, parts) in due {
+            for index in parts {
+                let part = PartInfo {
+                    index,
+                    key: format!("{attempt}/{index}"),
+                    bytes: 1,
+                    checksum: self.bits,
+                };
+                told.push(follower::Event::Passed(if at_step == name.step {
+                    FromWorker::PartUploaded { attempt, part, name }
+                } else {
+                    FromWorker::PartFailed {
+                        attempt,
+                        reason: format!("{worker} is past step {at_step}"),
+                    }
+                }));
+            }
+        }
+        told
+    }
+}

@@ -1,0 +1,343 @@
+//! The job file: what a user writes, checked before anything starts.
+//!
+//! TOML, `version = 1`. Unknown keys are refused with the nearest known name. OpenCLIP's flag names where they exist.
+
+mod check;
+mod unknown;
+
+pub use check::ConfigError;
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A whole job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// Version of this format; 1.
+    pub version: u32,
+    /// Name for people; letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// Seed of every random choice of the run.
+    #[serde(default)]
+    pub seed: u64,
+    /// What is trained.
+    pub model: ModelConfig,
+    /// What it is trained on.
+    pub data: DataConfig,
+    /// How it is trained.
+    pub train: TrainConfig,
+    /// On how many workers.
+    #[serde(default)]
+    pub workers: WorkersConfig,
+    /// When the state is made durable.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// How failures are noticed.
+    #[serde(default)]
+    pub failure: FailureConfig,
+}
+
+/// Which model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// Name of a built-in config (`ViT-B-32`) or of the file given in `config`.
+    pub name: String,
+    /// A model config in open_clip's JSON schema, by path; relative paths start at the job file's folder.
+    pub config: Option<String>,
+    /// Mean of the pixels per channel, in `0..1`; open_clip's OpenAI values by default.
+    pub image_mean: Option<[f64; 3]>,
+    /// Standard deviation of the pixels per channel.
+    pub image_std: Option<[f64; 3]>,
+    /// Forces QuickGELU, as `--force-quick-gelu`.
+    pub force_quick_gelu: bool,
+}
+
+/// Where the pairs come from and how they are prepared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// One or several sources; without weights they are joined into one (rule L4).
+    pub sources: Vec<Source>,
+    /// Positions of one epoch; required with several sources (rule L2).
+    #[serde(default)]
+    pub train_num_samples: Option<u64>,
+    /// Suffixes of the picture in a shard, in order of preference.
+    #[serde(default = "default_image_key")]
+    pub image_key: String,
+    /// Suffixes of the caption.
+    #[serde(default = "default_text_key")]
+    pub text_key: String,
+    /// Index file; by default `argosy run` keeps one in the run folder.
+    #[serde(default)]
+    pub index: Option<String>,
+    /// Pictures with more pixels are masked (`pixels`), checked in the header before decoding; as `--max-image-pixels`.
+    #[serde(default = "default_max_image_pixels")]
+    pub max_image_pixels: u64,
+    /// Samples with more bytes are masked (`bytes`).
+    #[serde(default = "default_max_sample_bytes")]
+    pub max_sample_bytes: u64,
+    /// Window factor `m` (rule L7).
+    #[serde(default = "default_window_factor")]
+    pub window_factor: u32,
+    /// Most bytes of one step's windows over all lanes (rule L7).
+    #[serde(default = "default_window_bytes_max")]
+    pub window_bytes_max: u64,
+    /// Training augmentation.
+    #[serde(default)]
+    pub aug_cfg: AugmentationConfig,
+}
+
+/// One set of shards.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Name for people and for the ledger; `source-N` by default.
+    #[serde(default)]
+    pub name: String,
+    /// Shards by brace pattern (`/data/{00000..00041}.tar`), folder, or single file; relative to the job file's folder.
+    pub shards: String,
+}
+
+/// open_clip's training transform.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AugmentationConfig {
+    /// Area of the random crop, as a share of the picture's.
+    pub scale: [f64; 2],
+    /// Aspect ratio of the random crop.
+    pub ratio: [f64; 2],
+    /// Brightness, contrast, saturation and hue strengths of open_clip's `color_jitter`; none by default.
+    pub color_jitter: Option<[f64; 4]>,
+    /// Probability of the colour jitter.
+    pub color_jitter_prob: f64,
+    /// Probability of a gray picture.
+    pub gray_scale_prob: f64,
+}
+
+/// The optimisation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Global batch `B`: rows of one step over all workers. (open_clip's `--batch-size` is per GPU.)
+    pub global_batch: u32,
+    /// Lanes `Q`, a divisor of the batch; rule L5 chooses by default.
+    pub lanes: Option<u32>,
+    /// Passes over the data.
+    pub epochs: u64,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// AdamW.
+    pub beta1: f64,
+    /// AdamW.
+    pub beta2: f64,
+    /// AdamW.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub wd: f64,
+    /// Which parameters decay.
+    pub decay_rule: DecayRule,
+    /// Steps of linear warm-up.
+    pub warmup: u64,
+    /// What follows the warm-up.
+    pub lr_scheduler: LrScheduler,
+    /// Clips the global norm of the gradient.
+    pub grad_clip_norm: Option<f64>,
+    /// Rows that go through the towers at once on one worker; all that a worker owns by default.
+    pub micro_batch: Option<u32>,
+    /// Threads of one worker's tensor operations; cores divided by workers on one machine by default.
+    pub threads: Option<u32>,
+}
+
+/// open_clip's two rules for weight decay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecayRule {
+    /// 2.x and 3.x: none for `ndim < 2` and for names with `bn`, `ln`, `bias` or `logit_scale`.
+    #[default]
+    Classic,
+    /// 4.x: none for `ndim <= 1` and for position and class embeddings.
+    Main,
+}
+
+/// What the learning rate does after warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LrScheduler {
+    /// Half a cosine to zero at the end of the run.
+    #[default]
+    Cosine,
+    /// Constant.
+    Const,
+}
+
+/// How many workers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkersConfig {
+    /// Below this many the run waits.
+    pub min: u32,
+    /// As many as it wants.
+    pub target: u32,
+    /// Never more; members beyond the lanes are spares.
+    pub max: u32,
+}
+
+/// When a checkpoint is taken.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Every so many positions; rounded up to whole steps. 0: at the end only.
+    pub every_samples: u64,
+    /// Committed checkpoints that are kept; 0 keeps all.
+    pub keep_last: u32,
+}
+
+/// How long things may take before they count as failed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FailureConfig {
+    /// A worker silent for so long is gone; the other time-outs derive from it.
+    pub failure_budget_ms: u64,
+    /// Failures of workers by their own error in a row (without a step between) that end the run.
+    pub worker_errors_max: u32,
+}
+
+impl Default for AugmentationConfig {
+    fn default() -> Self {
+        Self {
+            scale: [0.9, 1.0],
+            ratio: [0.75, 4.0 / 3.0],
+            color_jitter: None,
+            color_jitter_prob: 0.0,
+            gray_scale_prob: 0.0,
+        }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            global_batch: 256,
+            lanes: None,
+            epochs: 1,
+            lr: 5e-4,
+            beta1: 0.9,
+            beta2: 0.98,
+            eps: 1e-6,
+            wd: 0.2,
+            decay_rule: DecayRule::Classic,
+            warmup: 100,
+            lr_scheduler: LrScheduler::Cosine,
+            grad_clip_norm: None,
+            micro_batch: None,
+            threads: None,
+        }
+    }
+}
+
+impl Default for WorkersConfig {
+    fn default() -> Self {
+        Self {
+            min: 1,
+            target: 1,
+            max: 64,
+        }
+    }
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self {
+            every_samples: 0,
+            keep_last: 3,
+        }
+    }
+}
+
+impl Default for FailureConfig {
+    fn default() -> Self {
+        Self {
+            failure_budget_ms: 5_000,
+            worker_errors_max: 5,
+        }
+    }
+}
+
+fn default_image_key() -> String {
+    "jpg;png;jpeg;webp".into()
+}
+fn default_text_key() -> String {
+    "txt".into()
+}
+fn default_max_image_pixels() -> u64 {
+    25_000_000
+}
+fn default_max_sample_bytes() -> u64 {
+    64 << 20
+}
+fn default_window_factor() -> u32 {
+    4
+}
+fn default_window_bytes_max() -> u64 {
+    2 << 30
+}
+
+/// Largest job file that is read, in bytes.
+pub const JOB_FILE_BYTES_MAX: usize = 1 << 20;
+
+impl Job {
+    /// Reads and checks a job file's text. `file` names it in errors.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file, the line or key, what was expected and, for an unknown key, the nearest known one.
+    pub fn from_toml(file: &str, text: &str) -> Result<Self, ConfigError> {
+        if text.len() > JOB_FILE_BYTES_MAX {
+            return Err(ConfigError::TooLarge {
+                file: file.into(),
+                bytes: text.len(),
+                bytes_max: JOB_FILE_BYTES_MAX,
+            });
+        }
+        let value: toml::Table = text
+            .parse()
+            .map_err(|e: toml::de::Error| ConfigError::parse(file, text, &e))?;
+        unknown::refuse_unknown_keys(file, text, &value)?;
+        let mut job: Self = toml::from_str(text).map_err(|e| ConfigError::parse(file, text, &e))?;
+        job.name_sources();
+        check::check(file, &job)?;
+        Ok(job)
+    }
+
+    /// Gives unnamed sources their default names.
+    fn name_sources(&mut self) {
+        for (i, source) in self.data.sources.iter_mut().enumerate() {
+            if source.name.is_empty() {
+                source.name = format!("source-{i}");
+            }
+        }
+    }
+
+    /// Digest of what decides the training: everything but the number of workers, the cadence of checkpoints and the
+    /// budgets of failures, which may change without changing what is trained.
+    #[must_use]
+    pub fn config_hash(&self) -> u64 {
+        let mut training = BTreeMap::new();
+        let model = serde_json::to_value(&self.model).unwrap_or_default();
+        let mut data = serde_json::to_value(&self.data).unwrap_or_default();
+        let mut train = serde_json::to_value(&self.train).unwrap_or_default();
+        let forget = |section: &mut serde_json::Value, key: &str| section.as_object_mut().and_then(|m| m.remove(key));
+        forget(&mut train, "threads");
+        forget(&mut train, "micro_batch");
+        forget(&mut data, "index");
+        training.insert("model", model);
+        training.insert("data", data);
+        training.insert("train", train);
+        training.insert("seed", self.seed.into());
+        crate::hash::digest_json(&training)
+    }
+}
+
+#[cfg(test)]
+mod tests;

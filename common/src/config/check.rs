@@ -1,0 +1,238 @@
+//! Checks of the fields of a job, each error naming the key, the value and what was expected.
+
+use super::Job;
+
+/// Why a job file was refused.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum ConfigError {
+    /// Not TOML, or a value of the wrong type.
+    #[error("{file}:{line}: {message}")]
+    Parse {
+        /// The job file.
+        file: String,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
+    /// A key nobody knows.
+    #[error("{file}:{line}: unknown key `{key}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
+    UnknownKey {
+        /// The job file.
+        file: String,
+        /// Line, from 1; 0 when it cannot be told.
+        line: usize,
+        /// The key with its section.
+        key: String,
+        /// The nearest known key of that section.
+        nearest: Option<String>,
+    },
+    /// A value that cannot be meant.
+    #[error("{file}: `{key}` is {value}, expected {expected}")]
+    Value {
+        /// The job file.
+        file: String,
+        /// The key with its section.
+        key: &'static str,
+        /// What it says.
+        value: String,
+        /// What it may say.
+        expected: String,
+    },
+    /// A file too large to be a job.
+    #[error("{file}: {bytes} bytes is too large for a job file, at most {bytes_max} are read")]
+    TooLarge {
+        /// The job file.
+        file: String,
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+}
+
+impl ConfigError {
+    pub(super) fn parse(file: &str, text: &str, error: &toml::de::Error) -> Self {
+        let line = error.span().map_or(1, |span| line_of(text, span.start));
+        Self::Parse {
+            file: file.into(),
+            line,
+            message: error.message().trim().replace('\n', " "),
+        }
+    }
+}
+
+/// Line number (from 1) of a byte offset.
+pub(super) fn line_of(text: &str, offset: usize) -> usize {
+    text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count() + 1
+}
+
+/// Checks every field against its limits; the first that fails is the error.
+pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
+    let refuse = |key: &'static str, value: String, expected: &str| {
+        Err(ConfigError::Value {
+            file: file.into(),
+            key,
+            value,
+            expected: expected.into(),
+        })
+    };
+    if job.version != 1 {
+        return refuse(
+            "version",
+            job.version.to_string(),
+            "1, the only version this Argosy reads",
+        );
+    }
+    let name_ok = |n: &str| {
+        !n.is_empty()
+            && n.len() <= 100
+            && !n.starts_with('.')
+            && n.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    if !name_ok(&job.name) {
+        return refuse(
+            "name",
+            format!("{:?}", job.name),
+            "1 to 100 letters, digits, `-`, `_` or `.`",
+        );
+    }
+    if job.model.name.is_empty() && job.model.config.is_none() {
+        return refuse(
+            "model.name",
+            "empty".into(),
+            "the name of a built-in model, or `model.config` with a path",
+        );
+    }
+    if job.data.sources.is_empty() {
+        return refuse("data.sources", "empty".into(), "at least one source with `shards`");
+    }
+    if job.data.sources.len() > 1 && job.data.train_num_samples.is_none() {
+        return refuse(
+            "data.train_num_samples",
+            "missing".into(),
+            "the positions of one epoch, as there are several sources",
+        );
+    }
+    if job.data.train_num_samples == Some(0) {
+        return refuse("data.train_num_samples", "0".into(), "at least 1");
+    }
+    if !(1..=4096).contains(&job.data.window_factor) {
+        return refuse("data.window_factor", job.data.window_factor.to_string(), "1 to 4096");
+    }
+    check_augmentation(file, job)?;
+    check_train(file, job)?;
+    let w = &job.workers;
+    if w.min == 0 || w.min > w.target || w.target > w.max || w.max > 100_000 {
+        let value = format!("min {} target {} max {}", w.min, w.target, w.max);
+        return refuse("workers", value, "1 <= min <= target <= max <= 100000");
+    }
+    if !(500..=600_000).contains(&job.failure.failure_budget_ms) {
+        let value = job.failure.failure_budget_ms.to_string();
+        return refuse(
+            "failure.failure_budget_ms",
+            value,
+            "500 to 600000 (heartbeats are a tenth of it)",
+        );
+    }
+    Ok(())
+}
+
+fn check_augmentation(file: &str, job: &Job) -> Result<(), ConfigError> {
+    let aug = &job.data.aug_cfg;
+    let refuse = |key: &'static str, value: String, expected: &str| {
+        Err(ConfigError::Value {
+            file: file.into(),
+            key,
+            value,
+            expected: expected.into(),
+        })
+    };
+    let ordered = |r: &[f64; 2]| r.iter().all(|v| v.is_finite()) && r[0] > 0.0 && r[0] <= r[1];
+    if !ordered(&aug.scale) || aug.scale[1] > 1.0 {
+        return refuse(
+            "data.aug_cfg.scale",
+            format!("{:?}", aug.scale),
+            "two numbers 0 < a <= b <= 1",
+        );
+    }
+    if !ordered(&aug.ratio) {
+        return refuse(
+            "data.aug_cfg.ratio",
+            format!("{:?}", aug.ratio),
+            "two numbers 0 < a <= b",
+        );
+    }
+    for (key, p) in [
+        ("data.aug_cfg.color_jitter_prob", aug.color_jitter_prob),
+        ("data.aug_cfg.gray_scale_prob", aug.gray_scale_prob),
+    ] {
+        if !(0.0..=1.0).contains(&p) {
+            return refuse(key, p.to_string(), "a probability between 0 and 1");
+        }
+    }
+    if let Some(jitter) = aug.color_jitter
+        && (jitter.iter().any(|v| !v.is_finite() || *v < 0.0) || jitter[3] > 0.5)
+    {
+        return refuse(
+            "data.aug_cfg.color_jitter",
+            format!("{jitter:?}"),
+            "four numbers >= 0, the hue at most 0.5",
+        );
+    }
+    Ok(())
+}
+
+fn check_train(file: &str, job: &Job) -> Result<(), ConfigError> {
+    let t = &job.train;
+    let refuse = |key: &'static str, value: String, expected: &str| {
+        Err(ConfigError::Value {
+            file: file.into(),
+            key,
+            value,
+            expected: expected.into(),
+        })
+    };
+    if !(2..=4_194_304).contains(&t.global_batch) {
+        return refuse("train.global_batch", t.global_batch.to_string(), "2 to 4194304 rows");
+    }
+    if let Some(lanes) = t.lanes
+        && (lanes == 0 || !t.global_batch.is_multiple_of(lanes))
+    {
+        let expected = format!("a divisor of train.global_batch ({})", t.global_batch);
+        return refuse("train.lanes", lanes.to_string(), &expected);
+    }
+    if t.epochs == 0 {
+        return refuse("train.epochs", "0".into(), "at least 1");
+    }
+    if t.micro_batch == Some(0) {
+        return refuse("train.micro_batch", "0".into(), "at least 1 row");
+    }
+    if t.threads.is_some_and(|n| !(1..=1024).contains(&n)) {
+        return refuse("train.threads", format!("{:?}", t.threads.unwrap_or(0)), "1 to 1024");
+    }
+    let numbers: [(&'static str, f64, f64, f64); 5] = [
+        ("train.lr", t.lr, 0.0, 100.0),
+        ("train.beta1", t.beta1, 0.0, 0.999_999_999),
+        ("train.beta2", t.beta2, 0.0, 0.999_999_999),
+        ("train.eps", t.eps, f64::MIN_POSITIVE, 1.0),
+        ("train.wd", t.wd, 0.0, 1000.0),
+    ];
+    for (key, value, low, high) in numbers {
+        if !(low..=high).contains(&value) {
+            return refuse(
+                key,
+                value.to_string(),
+                &format!("a finite number between {low:e} and {high}"),
+            );
+        }
+    }
+    if t.grad_clip_norm.is_some_and(|v| !v.is_finite() || v <= 0.0) {
+        return refuse(
+            "train.grad_clip_norm",
+            format!("{:?}", t.grad_clip_norm.unwrap_or(0.0)),
+            "a number above 0",
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+use super::*;
+
+const GOOD: &str = r#"
+version = 1
+name = "tiny"
+[model]
+name = "ViT-B-32"
+[[data.sources]]
+shards = "/data/{00000..00003}.tar"
+[data]
+[train]
+global_batch = 64
+"#;
+
+fn job(text: &str) -> Result<Job, ConfigError> {
+    Job::from_toml("job.toml", text)
+}
+
+fn good() -> String {
+    GOOD.replace("[data]\n", "")
+}
+
+#[test]
+fn job_with_defaults_is_read_and_sources_get_names() {
+    let job = job(&good()).expect("good job");
+    assert_eq!(job.data.sources[0].name, "source-0");
+    assert_eq!(job.train.beta2, 0.98);
+    assert_eq!(job.workers.max, 64);
+}
+
+#[test]
+fn unknown_key_is_refused_with_the_nearest_name_and_its_line() {
+    let text = good().replace("global_batch = 64", "global_bach = 64");
+    let error = job(&text).expect_err("typo");
+    assert_eq!(
+        error.to_string(),
+        "job.toml:9: unknown key `train.global_bach`; did you mean `train.global_batch`?"
+    );
+}
+
+#[test]
+fn wrong_type_is_refused_with_its_line() {
+    let text = good().replace("global_batch = 64", "global_batch = \"many\"");
+    let error = job(&text).expect_err("wrong type").to_string();
+    assert!(error.starts_with("job.toml:9: invalid type: string"), "{error}");
+}
+
+#[test]
+fn values_out_of_range_name_the_key_and_the_range() {
+    for (from, to, key) in [
+        ("version = 1", "version = 2", "version"),
+        ("name = \"tiny\"", "name = \"../../etc\"", "name"),
+        ("global_batch = 64", "global_batch = 64\nlanes = 7", "train.lanes"),
+        ("global_batch = 64", "global_batch = 64\nlr = nan", "train.lr"),
+        ("global_batch = 64", "global_batch = 64\nepochs = 0", "train.epochs"),
+        (
+            "global_batch = 64",
+            "global_batch = 64\n[workers]\nmin = 3\ntarget = 2",
+            "workers",
+        ),
+        (
+            "global_batch = 64",
+            "global_batch = 64\n[failure]\nfailure_budget_ms = 1",
+            "failure.failure_budget_ms",
+        ),
+    ] {
+        let text = good().replacen(from, to, 1);
+        match job(&text) {
+            Err(ConfigError::Value { key: named, .. }) => assert_eq!(named, key),
+            other => panic!("{to}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn negative_count_is_an_error_and_not_a_panic() {
+    assert!(job(&good().replace("global_batch = 64", "global_batch = -1")).is_err());
+}
+
+#[test]
+fn known_keys_are_those_of_the_structs() {
+    for (section, mut keys) in unknown::keys_of_structs() {
+        keys.sort();
+        assert_eq!(unknown::known_keys(section), keys, "section {section}");
+    }
+}
+
+#[test]
+fn config_hash_ignores_workers_and_cadence_but_not_the_learning_rate() {
+    let base = job(&good()).expect("good");
+    let mut other = base.clone();
+    other.workers.target = 8;
+    other.checkpoint.every_samples = 77;
+    other.train.threads = Some(3);
+    assert_eq!(base.config_hash(), other.config_hash());
+    other.train.lr = 1.0;
+    assert_ne!(base.config_hash(), other.config_hash());
+}

@@ -1,0 +1,190 @@
+//! Unknown keys: found before serde sees the file, so that the error can offer the nearest name and the line.
+
+use super::ConfigError;
+use super::check::line_of;
+use toml::{Table, Value};
+
+/// The known keys of every section; a test compares them with the structs.
+const SECTIONS: &[(&str, &[&str])] = &[
+    (
+        "",
+        &[
+            "version",
+            "name",
+            "seed",
+            "model",
+            "data",
+            "train",
+            "workers",
+            "checkpoint",
+            "failure",
+        ],
+    ),
+    (
+        "model",
+        &["name", "config", "image_mean", "image_std", "force_quick_gelu"],
+    ),
+    (
+        "data",
+        &[
+            "sources",
+            "train_num_samples",
+            "image_key",
+            "text_key",
+            "index",
+            "max_image_pixels",
+            "max_sample_bytes",
+            "window_factor",
+            "window_bytes_max",
+            "aug_cfg",
+        ],
+    ),
+    ("data.sources", &["name", "shards"]),
+    (
+        "data.aug_cfg",
+        &["scale", "ratio", "color_jitter", "color_jitter_prob", "gray_scale_prob"],
+    ),
+    (
+        "train",
+        &[
+            "global_batch",
+            "lanes",
+            "epochs",
+            "lr",
+            "beta1",
+            "beta2",
+            "eps",
+            "wd",
+            "decay_rule",
+            "warmup",
+            "lr_scheduler",
+            "grad_clip_norm",
+            "micro_batch",
+            "threads",
+        ],
+    ),
+    ("workers", &["min", "target", "max"]),
+    ("checkpoint", &["every_samples", "keep_last"]),
+    ("failure", &["failure_budget_ms", "worker_errors_max"]),
+];
+
+/// Refuses the first key that no section knows.
+pub(super) fn refuse_unknown_keys(file: &str, text: &str, table: &Table) -> Result<(), ConfigError> {
+    walk(file, text, "", table)
+}
+
+fn walk(file: &str, text: &str, section: &str, table: &Table) -> Result<(), ConfigError> {
+    let Some((_, known)) = SECTIONS.iter().find(|(name, _)| *name == section) else {
+        return Ok(()); // not a section of ours: serde will say which type was expected there
+    };
+    for (key, value) in table {
+        if !known.contains(&key.as_str()) {
+            let full = join(section, key);
+            return Err(ConfigError::UnknownKey {
+                file: file.into(),
+                line: line_of_key(text, key),
+                nearest: nearest(key, known).map(|n| join(section, n)),
+                key: full,
+            });
+        }
+        let inner = join(section, key);
+        match value {
+            Value::Table(t) => walk(file, text, &inner, t)?,
+            Value::Array(items) => {
+                for item in items {
+                    if let Value::Table(t) = item {
+                        walk(file, text, &inner, t)?;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn join(section: &str, key: &str) -> String {
+    if section.is_empty() {
+        key.into()
+    } else {
+        format!("{section}.{key}")
+    }
+}
+
+/// The known name most like `key`, if any is like it at all.
+fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|candidate| (strsim::jaro_winkler(key, candidate), *candidate))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+/// First line where `key` stands before an equals sign, in an inline table or in a section's header.
+fn line_of_key(text: &str, key: &str) -> usize {
+    let mut offset = 0;
+    for line in text.split_inclusive('\n') {
+        let code = line.split('#').next().unwrap_or("");
+        let before_equals = code.split('=').any(|part| {
+            part.rsplit(|c: char| !(c.is_alphanumeric() || c == '_' || c == '-'))
+                .find(|s| !s.is_empty())
+                == Some(key)
+        });
+        if before_equals || code.trim().trim_matches(['[', ']']).split('.').any(|s| s.trim() == key) {
+            return line_of(text, offset);
+        }
+        offset += line.len();
+    }
+    0
+}
+
+/// Keys as the structs have them, for the test that keeps the table true.
+#[cfg(test)]
+pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
+    use crate::config::{
+        AugmentationConfig, CheckpointConfig, DataConfig, FailureConfig, ModelConfig, Source, TrainConfig,
+        WorkersConfig,
+    };
+    fn keys<T: serde::Serialize>(value: &T) -> Vec<String> {
+        let json = serde_json::to_value(value).expect("our structs serialise");
+        json.as_object().expect("structs are objects").keys().cloned().collect()
+    }
+    let source = Source {
+        name: "s".into(),
+        shards: "x".into(),
+    };
+    let data = DataConfig {
+        sources: vec![source.clone()],
+        train_num_samples: None,
+        image_key: String::new(),
+        text_key: String::new(),
+        index: None,
+        max_image_pixels: 0,
+        max_sample_bytes: 0,
+        window_factor: 0,
+        window_bytes_max: 0,
+        aug_cfg: AugmentationConfig::default(),
+    };
+    vec![
+        ("model", keys(&ModelConfig::default())),
+        ("data", keys(&data)),
+        ("data.sources", keys(&source)),
+        ("data.aug_cfg", keys(&AugmentationConfig::default())),
+        ("train", keys(&TrainConfig::default())),
+        ("workers", keys(&WorkersConfig::default())),
+        ("checkpoint", keys(&CheckpointConfig::default())),
+        ("failure", keys(&FailureConfig::default())),
+    ]
+}
+
+#[cfg(test)]
+pub(super) fn known_keys(section: &str) -> Vec<String> {
+    let mut keys: Vec<String> = SECTIONS
+        .iter()
+        .filter(|(name, _)| *name == section)
+        .flat_map(|(_, keys)| keys.iter().map(ToString::to_string))
+        .collect();
+    keys.sort();
+    keys
+}

@@ -1,0 +1,392 @@
+//! The words that coordinator and workers exchange, the records that are made durable, and the events people watch.
+//!
+//! Events are past tense, commands imperative. None of these types knows how it travels; `argosy-rpc` does.
+
+use crate::ids::{Generation, StateName, Term, WorkerId};
+use crate::plan::{Plan, StateSource};
+use crate::steplog::MaskReason;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// From the coordinator to one worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ToWorker {
+    /// Take the base state, connect the ring, then answer [`FromWorker::Formed`].
+    Form {
+        /// The generation.
+        plan: Plan,
+    },
+    /// All members are formed: train.
+    Activate {
+        /// The generation.
+        generation: Generation,
+    },
+    /// Leave the generation: after having applied step number `after_step` (count of applied steps), or now.
+    Close {
+        /// The generation.
+        generation: Generation,
+        /// Leave when this many steps are applied; `None` aborts what is under way.
+        after_step: Option<u64>,
+    },
+    /// Copy these parts of the state when exactly `at_step` steps are applied, and upload them.
+    Checkpoint {
+        /// Number of the attempt; part of every key it writes.
+        attempt: u64,
+        /// Count of applied steps.
+        at_step: u64,
+        /// Parts that this worker owns.
+        parts: Vec<u32>,
+        /// Parts in all.
+        parts_total: u32,
+    },
+    /// The run is over: exit 0.
+    Finish,
+}
+
+/// From a worker to the coordinator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum FromWorker {
+    /// Warm: libtorch, model, index are loaded; a plan can be taken.
+    Ready {
+        /// Where peers reach it.
+        addr: String,
+        /// State it holds.
+        name: StateName,
+    },
+    /// Alive, sent at a fixed pace.
+    Heartbeat,
+    /// Holds the base state and the ring is connected.
+    Formed {
+        /// The generation.
+        generation: Generation,
+    },
+    /// The generation is closed for this worker: it will apply nothing more in it (rule G3). Sent only when clean.
+    Closed {
+        /// The generation.
+        generation: Generation,
+        /// State it holds.
+        name: StateName,
+        /// Why, when it was not asked to.
+        cause: Option<String>,
+    },
+    /// A step was applied.
+    StepDone {
+        /// What happened.
+        report: StepReport,
+    },
+    /// A part lies in the object store.
+    PartUploaded {
+        /// The attempt.
+        attempt: u64,
+        /// The part.
+        part: PartInfo,
+        /// State it was copied from; all parts of an attempt must agree.
+        name: StateName,
+    },
+    /// A part could not be copied or uploaded.
+    PartFailed {
+        /// The attempt.
+        attempt: u64,
+        /// Why.
+        reason: String,
+    },
+    /// This worker cannot go on, and neither could another: the run ends with this exit code.
+    Failed {
+        /// See [`crate::exit::Exit`].
+        exit: u8,
+        /// One sentence for people.
+        message: String,
+    },
+}
+
+/// One applied step, as one worker saw it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// The generation that applied it.
+    pub generation: Generation,
+    /// The state after it.
+    pub name: StateName,
+    /// Loss of the whole matrix; `None` if the step was passed over (`V < 2`).
+    pub loss: Option<f64>,
+    /// Learning rate used.
+    pub lr: f64,
+    /// Logit scale (exponentiated) after it.
+    pub logit_scale: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Valid rows of the whole step.
+    pub valid: u32,
+    /// Rows of this worker's lanes that took no part, by reason.
+    pub masked: BTreeMap<MaskReason, u32>,
+    /// Milliseconds by phase: load, encode, gather, loss, reduce, apply.
+    pub phase_ms: BTreeMap<String, f32>,
+}
+
+impl StepReport {
+    /// Milliseconds of the whole step.
+    #[must_use]
+    pub fn step_ms(&self) -> f32 {
+        self.phase_ms.values().sum()
+    }
+}
+
+/// One part of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartInfo {
+    /// Index of the part in the flat order.
+    pub index: u32,
+    /// Its key in the run's object store.
+    pub key: String,
+    /// Its size.
+    pub bytes: u64,
+    /// xxh3 of its bytes.
+    pub checksum: u64,
+}
+
+/// What a checkpoint is (design section 4). Stored as JSON under its own key, created once, never changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this format; 1.
+    pub version: u32,
+    /// The run.
+    pub run: String,
+    /// The attempt that wrote it.
+    pub attempt: u64,
+    /// The state.
+    pub name: StateName,
+    /// Positions trained or masked up to it.
+    pub positions_seen: u64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Digest of the training configuration.
+    pub config_hash: u64,
+    /// Digest of the index.
+    pub index_hash: u64,
+    /// Key of the manifest before it on the lineage.
+    pub parent: Option<String>,
+    /// The parts in order.
+    pub parts: Vec<PartInfo>,
+    /// The model's config in open_clip's JSON form, so that the weights can be read without the job.
+    pub model: serde_json::Value,
+}
+
+/// What is made durable, in order, in the metadata store. The lineage is read off these (rule AU2).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Record {
+    /// A run exists.
+    RunCreated {
+        /// Its id.
+        run: String,
+        /// Digest of the training configuration.
+        config_hash: u64,
+        /// Digest of the index.
+        index_hash: u64,
+    },
+    /// A generation may be activated (rule G5).
+    GenerationFormed {
+        /// Unique, growing.
+        generation: Generation,
+        /// Reign.
+        term: Term,
+        /// State it starts from.
+        base: StateName,
+        /// Where those behind get that state.
+        source: StateSource,
+        /// Members in ring order.
+        members: Vec<WorkerId>,
+        /// Owner of each lane, as an index into `members`.
+        lanes: Vec<u32>,
+        /// Digest of the whole plan.
+        plan_hash: u64,
+    },
+    /// Nobody with a newer state was left: the run goes on from this manifest, or from the seed. Names applied in
+    /// generations before `generation` count no more, except the manifest's own (rule G1).
+    Resumed {
+        /// The next generation to be formed.
+        generation: Generation,
+        /// The state resumed from.
+        name: StateName,
+        /// Key of its manifest; `None` for the seeded state.
+        manifest: Option<String>,
+    },
+    /// An attempt at a checkpoint has begun (rule K3).
+    CheckpointOpened {
+        /// The attempt.
+        attempt: u64,
+        /// Count of applied steps at which it is taken.
+        at_step: u64,
+    },
+    /// An attempt has become the head.
+    CheckpointCommitted {
+        /// The attempt.
+        attempt: u64,
+        /// Key of the manifest.
+        key: String,
+        /// The state.
+        name: StateName,
+    },
+    /// An attempt was given up; its keys are garbage.
+    CheckpointAbandoned {
+        /// The attempt.
+        attempt: u64,
+        /// Why.
+        reason: String,
+    },
+    /// The run ended with all positions trained.
+    RunFinished {
+        /// Final state.
+        name: StateName,
+    },
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// All positions are trained and the last checkpoint is committed.
+    Succeeded {
+        /// Final state.
+        name: StateName,
+        /// Key of its manifest.
+        manifest: Option<String>,
+    },
+    /// Somebody asked it to stop.
+    Interrupted {
+        /// Last committed state.
+        name: StateName,
+    },
+    /// It cannot go on.
+    Failed {
+        /// Exit code.
+        exit: u8,
+        /// One sentence for people.
+        message: String,
+    },
+}
+
+/// What people, stories and the report watch: one JSON object a line in the run folder's `events.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum RunEvent {
+    /// The coordinator is up.
+    RunStarted {
+        /// The run.
+        run: String,
+        /// Its plan in numbers.
+        lanes: u32,
+        /// Global batch.
+        batch: u32,
+        /// Steps in all.
+        total_steps: u64,
+        /// Positions in all.
+        total_positions: u64,
+    },
+    /// A worker process was started.
+    WorkerSpawned {
+        /// Who.
+        worker: WorkerId,
+        /// Its process.
+        pid: u32,
+    },
+    /// A worker is warm.
+    WorkerReady {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A worker is no longer counted on.
+    WorkerLost {
+        /// Who.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+    },
+    /// A worker's process is gone and reaped.
+    WorkerExited {
+        /// Who.
+        worker: WorkerId,
+        /// Its process.
+        pid: u32,
+        /// Exit code, if it exited.
+        code: Option<i32>,
+        /// Signal, if one ended it.
+        signal: Option<i32>,
+    },
+    /// A plan is durable and was sent.
+    GenerationFormed {
+        /// The generation.
+        generation: Generation,
+        /// Its members.
+        members: Vec<WorkerId>,
+        /// State it starts from.
+        base: StateName,
+        /// Members that had to heal.
+        healing: Vec<WorkerId>,
+        /// Why there is a new generation.
+        reason: String,
+    },
+    /// A generation trains.
+    GenerationActivated {
+        /// The generation.
+        generation: Generation,
+    },
+    /// A generation is being closed.
+    GenerationClosing {
+        /// The generation.
+        generation: Generation,
+        /// Why.
+        reason: String,
+    },
+    /// Fewer workers than needed.
+    Waiting {
+        /// Ready now.
+        have: u32,
+        /// Needed.
+        need: u32,
+    },
+    /// The run goes on from a manifest or from the seed.
+    Resumed {
+        /// State resumed from.
+        name: StateName,
+        /// Its manifest.
+        manifest: Option<String>,
+    },
+    /// A step was applied (first report of it).
+    StepDone {
+        /// As reported.
+        report: StepReport,
+        /// By whom.
+        worker: WorkerId,
+    },
+    /// A checkpoint is durable.
+    CheckpointCommitted {
+        /// Key of its manifest.
+        key: String,
+        /// The state.
+        name: StateName,
+    },
+    /// An attempt was given up.
+    CheckpointAbandoned {
+        /// The attempt.
+        attempt: u64,
+        /// Why.
+        reason: String,
+    },
+    /// The run is over.
+    RunFinished {
+        /// How.
+        outcome: Outcome,
+    },
+}
+
+/// A line of `events.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StampedEvent {
+    /// Milliseconds since the run's coordinator started.
+    pub at_ms: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: RunEvent,
+}

@@ -1,0 +1,290 @@
+//! The shell round the brain: messages in, events to the brain, its commands out. It decides nothing.
+
+use super::{artefacts, root, store};
+use crate::admission::Guests;
+use crate::handle::Order;
+use crate::options::Spawner;
+use argosy_common::conductor::{Command, Conductor, Event, Tick};
+use argosy_common::events::{FromWorker, Manifest, Outcome, RunEvent, ToWorker};
+use argosy_common::ids::WorkerId;
+use argosy_common::shape::RunShape;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+/// A process that ended has closed its stream; what it said last is read within this time, or not at all.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// After the end workers may take so long to leave by themselves, and as long again after they were killed.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+
+pub(crate) struct Shell;
+
+#[derive(Debug)]
+pub(crate) enum Msg {
+    /// Straight to the brain.
+    Event(Event),
+    /// A worker came in.
+    Connected {
+        worker: WorkerId,
+        outgoing: mpsc::Sender<ToWorker>,
+    },
+    /// A worker said something; `place` is given back when it is dropped.
+    Said {
+        worker: WorkerId,
+        message: FromWorker,
+        place: OwnedSemaphorePermit,
+    },
+    /// Everything a worker said has been passed on and its stream has ended.
+    Disconnected { worker: WorkerId },
+    /// From the process around.
+    Order(Order),
+    /// The timer set for this tick.
+    Due { at: Tick },
+    /// A process ended a while ago; its stream has had its time.
+    LastWordsOver { worker: WorkerId },
+    /// Workers had their time to leave; the second time nothing more is waited for.
+    LeaveOver { killed: bool },
+}
+
+/// Everything the shell needs.
+pub(crate) struct Args {
+    pub(crate) brain: Conductor,
+    /// The brain's clock is the milliseconds since then.
+    pub(crate) began: Instant,
+    pub(crate) endpoint: String,
+    pub(crate) spawner: Arc<dyn Spawner>,
+    pub(crate) guests: Arc<Guests>,
+    pub(crate) store: ActorRef<store::Msg>,
+    pub(crate) artefacts: ActorRef<artefacts::Msg>,
+    pub(crate) journal: ActorRef<RunEvent>,
+    pub(crate) root: ActorRef<root::Msg>,
+    pub(crate) shape: RunShape,
+    /// A manifest with what is the same in all of this run.
+    pub(crate) manifest: Manifest,
+}
+
+pub(crate) struct State {
+    args: Args,
+    sessions: BTreeMap<WorkerId, mpsc::Sender<ToWorker>>,
+    /// Processes that were started and not yet reaped.
+    children: BTreeSet<WorkerId>,
+    /// Exits that wait for the last words on the stream.
+    exits: BTreeMap<WorkerId, Event>,
+    /// The earliest timer under way.
+    armed: Option<Tick>,
+    outcome: Option<Outcome>,
+}
+
+impl Actor for Shell {
+    type Msg = Msg;
+    type State = State;
+    type Arguments = Args;
+
+    async fn pre_start(&self, _: ActorRef<Msg>, args: Args) -> Result<State, ActorProcessingErr> {
+        Ok(State {
+            args,
+            sessions: BTreeMap::new(),
+            children: BTreeSet::new(),
+            exits: BTreeMap::new(),
+            armed: None,
+            outcome: None,
+        })
+    }
+
+    /// The first look round: workers are wanted.
+    async fn post_start(&self, myself: ActorRef<Msg>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        state.drive(&myself, vec![Event::Ticked])?;
+        state.leave_when_empty()
+    }
+
+    async fn handle(&self, myself: ActorRef<Msg>, message: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        let events = state.translate(&myself, message);
+        state.drive(&myself, events)?;
+        state.leave_when_empty()
+    }
+}
+
+impl State {
+    fn now(&self) -> Tick {
+        self.args.began.elapsed().as_millis() as Tick
+    }
+
+    /// What a message means to the brain.
+    fn translate(&mut self, myself: &ActorRef<Msg>, message: Msg) -> Vec<Event> {
+        match message {
+            Msg::Event(event) => vec![event],
+            Msg::Connected { worker, outgoing } => {
+                self.sessions.insert(worker, outgoing);
+                vec![Event::WorkerConnected { worker }]
+            }
+            Msg::Said {
+                worker,
+                message,
+                place: _place,
+            } => vec![Event::Said { worker, message }],
+            Msg::Disconnected { worker } => {
+                self.sessions.remove(&worker);
+                let exit = self.exits.remove(&worker);
+                exit.into_iter().chain([Event::StreamLost { worker }]).collect()
+            }
+            Msg::Order(Order::Stop) => vec![Event::StopRequested],
+            Msg::Order(Order::Exited {
+                worker,
+                pid,
+                code,
+                signal,
+            }) => {
+                self.children.remove(&worker);
+                self.args.guests.forget(worker);
+                let exited = Event::WorkerExited {
+                    worker,
+                    pid,
+                    code,
+                    signal,
+                };
+                if !self.sessions.contains_key(&worker) {
+                    return vec![exited];
+                }
+                // Its last words, perhaps why it ended, are still on their way.
+                self.exits.insert(worker, exited);
+                myself.send_after(LAST_WORDS, move || Msg::LastWordsOver { worker });
+                Vec::new()
+            }
+            Msg::LastWordsOver { worker } => self.exits.remove(&worker).into_iter().collect(),
+            Msg::Due { at } => {
+                if self.armed == Some(at) {
+                    self.armed = None;
+                }
+                vec![Event::Ticked]
+            }
+            Msg::LeaveOver { killed } => {
+                self.leave_over(myself, killed);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Steps the brain through `events` and what they bring about at once, then sets the timer.
+    fn drive(&mut self, myself: &ActorRef<Msg>, events: Vec<Event>) -> Result<(), ActorProcessingErr> {
+        let mut queue = VecDeque::from(events);
+        while let Some(event) = queue.pop_front() {
+            let now = self.now();
+            for command in self.args.brain.step(event, now) {
+                queue.extend(self.execute(myself, command)?);
+            }
+        }
+        self.arm(myself);
+        Ok(())
+    }
+
+    /// Carries out one command; returns what came of it at once.
+    fn execute(&mut self, myself: &ActorRef<Msg>, command: Command) -> Result<Option<Event>, ActorProcessingErr> {
+        match command {
+            Command::Persist { record } => {
+                let reply_to = myself.clone();
+                self.args.store.cast(store::Msg::Append { record, reply_to })?;
+            }
+            Command::Send { to, message } => {
+                // Gone, or so far behind that its queue is full: either way it cannot be reached.
+                if let Some(session) = self.sessions.get(&to)
+                    && session.try_send(message).is_err()
+                {
+                    self.sessions.remove(&to);
+                    return Ok(Some(Event::StreamLost { worker: to }));
+                }
+            }
+            Command::SpawnWorker { worker } => return Ok(Some(self.spawn(worker))),
+            Command::Dismiss { worker, reason } => {
+                tracing::info!(%worker, reason, "a worker is dismissed");
+                self.sessions.remove(&worker);
+                self.args.guests.forget(worker);
+                if self.children.contains(&worker) {
+                    self.args.spawner.kill(worker);
+                }
+            }
+            Command::WriteManifest {
+                attempt,
+                name,
+                parent,
+                parts,
+            } => {
+                let manifest = Box::new(Manifest {
+                    attempt,
+                    name,
+                    positions_seen: self.args.shape.positions_before(name.step),
+                    parent,
+                    parts,
+                    ..self.args.manifest.clone()
+                });
+                let reply_to = myself.clone();
+                self.args.artefacts.cast(artefacts::Msg::Write { manifest, reply_to })?;
+            }
+            Command::CollectGarbage { attempts } => self.args.artefacts.cast(artefacts::Msg::Collect { attempts })?,
+            Command::Announce { event } => self.args.journal.cast(event)?,
+            Command::End { outcome } => {
+                self.outcome = Some(outcome);
+                myself.send_after(LEAVE_WITHIN, || Msg::LeaveOver { killed: false });
+            }
+        }
+        Ok(None)
+    }
+
+    fn spawn(&mut self, worker: WorkerId) -> Event {
+        self.args.guests.expect(worker);
+        match self.args.spawner.spawn(worker, &self.args.endpoint) {
+            Ok(pid) => {
+                self.children.insert(worker);
+                Event::WorkerSpawned { worker, pid }
+            }
+            Err(error) => {
+                tracing::error!(%worker, %error, "a worker's process could not be started");
+                self.args.guests.forget(worker);
+                Event::WorkerExited {
+                    worker,
+                    pid: 0,
+                    code: None,
+                    signal: None,
+                }
+            }
+        }
+    }
+
+    /// Sets a timer if none under way is early enough. One that has become too early does no harm.
+    fn arm(&mut self, myself: &ActorRef<Msg>) {
+        let Some((at, _)) = self.args.brain.next_deadline() else {
+            return;
+        };
+        if self.armed.is_some_and(|armed| armed <= at) {
+            return;
+        }
+        self.armed = Some(at);
+        let wait = at.saturating_sub(self.now()).max(1);
+        myself.send_after(Duration::from_millis(wait), move || Msg::Due { at });
+    }
+
+    /// After the end: ready when every worker has left.
+    fn leave_when_empty(&self) -> Result<(), ActorProcessingErr> {
+        if let Some(outcome) = &self.outcome
+            && self.children.is_empty()
+            && self.sessions.is_empty()
+        {
+            self.args.root.cast(root::Msg::Ended(outcome.clone()))?;
+        }
+        Ok(())
+    }
+
+    fn leave_over(&mut self, myself: &ActorRef<Msg>, killed: bool) {
+        tracing::warn!(left = self.children.len(), killed, "workers did not leave in time");
+        self.sessions.clear();
+        if killed {
+            self.children.clear();
+            return;
+        }
+        for worker in &self.children {
+            self.args.spawner.kill(*worker);
+        }
+        myself.send_after(LEAVE_WITHIN, || Msg::LeaveOver { killed: true });
+    }
+}

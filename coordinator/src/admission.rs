@@ -1,0 +1,146 @@
+//! The door: who may join, and the task that carries a worker's words to the conductor.
+
+use crate::actors::conductor::Msg;
+use argosy_common::events::FromWorker;
+use argosy_common::ids::WorkerId;
+use argosy_rpc::server::{Admission, Doorman, QUEUE};
+use argosy_rpc::{Hello, Welcome};
+use ractor::ActorRef;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Semaphore, mpsc};
+use tonic::Status;
+
+/// Words of one worker that may wait in the conductor's mailbox, which itself has no bound.
+const WORDS_WAITING_MAX: usize = 64;
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Ids given to processes that have not connected.
+    expected: BTreeSet<WorkerId>,
+    /// Ids that were used; one id is one life.
+    used: BTreeSet<WorkerId>,
+    /// The run's numeric class: that of the first worker (rule N2).
+    numeric_class: Option<String>,
+}
+
+/// Keeps the door.
+#[derive(Debug)]
+pub(crate) struct Door {
+    welcome: Welcome,
+    conductor: ActorRef<Msg>,
+    /// Ids up to this one were given before this coordinator began.
+    past: WorkerId,
+    guests: Arc<Guests>,
+}
+
+/// Who is expected; shared between the door and the conductor.
+#[derive(Debug)]
+pub(crate) struct Guests {
+    /// Only ids that were given out may come.
+    by_invitation: bool,
+    known: Mutex<Known>,
+}
+
+impl Guests {
+    pub(crate) fn new(by_invitation: bool) -> Self {
+        Self {
+            by_invitation,
+            known: Mutex::default(),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Every change is one insertion or removal: a panic elsewhere leaves nothing half done.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn expect(&self, worker: WorkerId) {
+        self.known().expected.insert(worker);
+    }
+
+    pub(crate) fn forget(&self, worker: WorkerId) {
+        self.known().expected.remove(&worker);
+    }
+
+    // A status is what the session answers with, whatever its size.
+    #[allow(clippy::result_large_err)]
+    fn enter(&self, hello: &Hello, past: WorkerId) -> Result<(), Status> {
+        let mut known = self.known();
+        let worker = hello.worker;
+        if worker <= past || known.used.contains(&worker) {
+            return Err(Status::already_exists(format!(
+                "worker id {worker} was used before; every process needs an id of its own above {past}"
+            )));
+        }
+        if self.by_invitation && !known.expected.contains(&worker) {
+            return Err(Status::not_found(format!(
+                "worker id {worker} is not expected: this coordinator starts its workers itself"
+            )));
+        }
+        if let Some(class) = known
+            .numeric_class
+            .as_ref()
+            .filter(|class| **class != hello.numeric_class)
+        {
+            return Err(Status::failed_precondition(format!(
+                "worker {worker} is of numeric class `{}`, this run of `{class}`: use the same device, build and threads",
+                hello.numeric_class
+            )));
+        }
+        known.numeric_class.get_or_insert_with(|| hello.numeric_class.clone());
+        known.expected.remove(&worker);
+        known.used.insert(worker);
+        Ok(())
+    }
+}
+
+impl Door {
+    pub(crate) fn new(welcome: Welcome, conductor: ActorRef<Msg>, past: WorkerId, guests: Arc<Guests>) -> Self {
+        Self {
+            welcome,
+            conductor,
+            past,
+            guests,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Doorman for Door {
+    async fn admit(&self, hello: Hello) -> Result<Admission, Status> {
+        self.guests.enter(&hello, self.past)?;
+        let worker = hello.worker;
+        let (to_worker, outgoing) = mpsc::channel(QUEUE);
+        let (incoming, words) = mpsc::channel(QUEUE);
+        let connected = Msg::Connected {
+            worker,
+            outgoing: to_worker,
+        };
+        if self.conductor.cast(connected).is_err() {
+            return Err(Status::unavailable("the run is over"));
+        }
+        tracing::info!(%worker, pid = hello.pid, class = hello.numeric_class, "a worker connected");
+        tokio::spawn(carry(worker, words, self.conductor.clone()));
+        Ok(Admission {
+            welcome: self.welcome.clone(),
+            outgoing,
+            incoming,
+        })
+    }
+}
+
+/// Carries a worker's words until its stream ends, and says so.
+async fn carry(worker: WorkerId, mut words: mpsc::Receiver<FromWorker>, conductor: ActorRef<Msg>) {
+    let places = Arc::new(Semaphore::new(WORDS_WAITING_MAX));
+    while let Some(message) = words.recv().await {
+        // Never closed, so this waits until the conductor has taken an earlier word.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            break;
+        };
+        if conductor.cast(Msg::Said { worker, message, place }).is_err() {
+            return; // the run is over
+        }
+    }
+    let _ = conductor.cast(Msg::Disconnected { worker });
+}

@@ -1,0 +1,138 @@
+//! The command line, as clap reads it.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Elastic CLIP training: workers may come and go, what is trained stays the same.
+#[derive(Debug, Parser)]
+#[command(name = "argosy", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Log to stderr: -v info, -vv debug, -vvv trace (or ARGOSY_LOG=FILTER)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train a job on this machine: a coordinator and worker processes
+    Run(RunArgs),
+    /// Read shards' headers and write their index, or show one
+    Index(IndexArgs),
+    /// Evaluate a checkpoint
+    #[command(subcommand)]
+    Eval(EvalCommand),
+    /// Compare numbers with OpenCLIP's, from a folder made by tests/peers/dump.py
+    Parity(ParityArgs),
+    /// Check that a run trained every position exactly once
+    Audit(AuditArgs),
+    /// Show versions, paths and what is missing
+    Doctor(OutputArgs),
+    /// Unpack the demo's archives
+    #[command(hide = true)]
+    Unpack(UnpackArgs),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
+}
+
+impl Format {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Table => "table",
+            Self::Json => "json",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// Format of stdout
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The job file (TOML)
+    pub(crate) job: PathBuf,
+    /// Worker processes; the job's `workers.target` by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) workers: Option<u32>,
+    /// Folder of the run [default: runs/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run: Option<PathBuf>,
+    /// Go on with the run in that folder
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Set a key of the job, as in `--set train.epochs=3`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) sets: Vec<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IndexArgs {
+    /// Shards: folders, files or patterns like `data/{00000..00041}.tar`
+    #[arg(value_name = "SHARDS", required_unless_present = "show")]
+    pub(crate) shards: Vec<String>,
+    /// Where the index is written
+    #[arg(long, value_name = "FILE", default_value = "index.argosy")]
+    pub(crate) out: PathBuf,
+    /// Show an index that exists
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shards", "out"])]
+    pub(crate) show: Option<PathBuf>,
+    /// Suffixes of the picture, in order of preference
+    #[arg(long, default_value = "jpg;png;jpeg;webp")]
+    pub(crate) image_key: String,
+    /// Suffixes of the caption
+    #[arg(long, default_value = "txt")]
+    pub(crate) text_key: String,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvalCommand {
+    /// Zero-shot classification of shards; arguments go to `argosy-worker eval-zero-shot`
+    #[command(disable_help_flag = true)]
+    ZeroShot {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ParityArgs {
+    /// The folder
+    pub(crate) dir: PathBuf,
+    /// In-process workers that share the lanes
+    #[arg(long, value_name = "W")]
+    pub(crate) workers: Option<u32>,
+    /// Lanes [default: golden.json's, else one row a lane]
+    #[arg(long, value_name = "Q")]
+    pub(crate) lanes: Option<u32>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AuditArgs {
+    /// Folder of the run
+    pub(crate) run: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnpackArgs {
+    /// A `.tar.zst` file
+    pub(crate) archive: PathBuf,
+    /// Folder to unpack into
+    pub(crate) dir: PathBuf,
+}

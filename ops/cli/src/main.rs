@@ -1,0 +1,73 @@
+//! `argosy`: the command line. Data on stdout, chatter on stderr, exit codes of [`argosy_common::exit`].
+//!
+//! Links no libtorch: what needs it is carried out by `argosy-worker`, found beside this program.
+
+mod args;
+mod audit;
+mod crash;
+mod doctor;
+mod fail;
+mod index;
+mod job;
+mod out;
+mod run;
+mod unpack;
+mod worker;
+
+use argosy_common::exit::Exit;
+use args::{Cli, Command, EvalCommand};
+use clap::Parser;
+use fail::Outcome;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too, with code 0. A reader that is gone is no error.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.code()));
+        }
+    };
+    crash::install();
+    start_log(cli.verbose);
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| dispatch(cli.command))) {
+        Ok(Ok(exit)) => exit.into(),
+        Ok(Err(failure)) => {
+            failure.print();
+            // What failed because one of our threads panicked is a bug, whatever it looks like from here.
+            if crash::happened() { Exit::Panic } else { failure.exit }.into()
+        }
+        Err(_) => Exit::Panic.into(),
+    }
+}
+
+fn dispatch(command: Command) -> Outcome<Exit> {
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::Index(args) => index::run(&args),
+        Command::Eval(EvalCommand::ZeroShot { args }) => worker::pass_on("eval-zero-shot", &args),
+        Command::Parity(args) => worker::parity(&args),
+        Command::Audit(args) => audit::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Unpack(args) => unpack::run(&args),
+    }
+}
+
+/// A log exists only when asked for: errors and progress speak for themselves.
+fn start_log(verbose: u8) {
+    let asked = std::env::var("ARGOSY_LOG").ok().filter(|filter| !filter.is_empty());
+    let filter = match (asked, verbose) {
+        (Some(filter), _) => filter,
+        (None, 0) => return,
+        (None, 1) => "argosy=info,argosy_coordinator=info,argosy_shard_loader=info".into(),
+        (None, 2) => "debug".into(),
+        (None, _) => "trace".into(),
+    };
+    let filter = tracing_subscriber::EnvFilter::new(filter);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    // Only fails when a log was started before, which nobody does.
+    let _ = log.try_init();
+}

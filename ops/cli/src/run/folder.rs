@@ -1,0 +1,158 @@
+//! The run folder: readable by its owner only, frozen facts in `run.json`.
+
+use crate::fail::{Failure, Outcome};
+use argosy_common::exit::Exit;
+use serde::{Deserialize, Serialize};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Version of `run.json`.
+pub(crate) const RUN_FILE_VERSION: u32 = 1;
+const RUN_FILE: &str = "run.json";
+/// What a start that failed early may have left; a folder with nothing else is as good as empty.
+const LEFTOVERS: [&str; 2] = ["index.argosy", "job.toml"];
+
+/// What is frozen when a run begins (rules L3, L6).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RunFile {
+    pub(crate) version: u32,
+    /// Id of the run.
+    pub(crate) run: String,
+    /// Digest of the training configuration.
+    pub(crate) config_hash: u64,
+    /// Digest of the index.
+    pub(crate) index_hash: u64,
+    /// Where the index lies.
+    pub(crate) index: PathBuf,
+    /// Which sample stands at which position follows from this and the index.
+    pub(crate) lanes: u32,
+    pub(crate) window_factor: u32,
+    pub(crate) batch: u32,
+    pub(crate) seed: u64,
+    pub(crate) total_positions: u64,
+    /// The model in open_clip's JSON form.
+    pub(crate) model: serde_json::Value,
+}
+
+/// Reads the frozen facts of the run in `dir`.
+pub(crate) fn read(dir: &Path) -> Outcome<RunFile> {
+    let path = dir.join(RUN_FILE);
+    let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            let message = format!("there is no run in {} ({RUN_FILE} is missing)", dir.display());
+            Failure::new(Exit::NotFound, message).help("name the folder of a run; `argosy run` makes one below runs/")
+        }
+        _ => Failure::io("read", &path, &e),
+    })?;
+    let refuse = |why: String| Failure::new(Exit::BadConfig, format!("{}: {why}", path.display()));
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| refuse(e.to_string()))?;
+    match value["version"].as_u64() {
+        Some(v) if v == u64::from(RUN_FILE_VERSION) => {}
+        v => {
+            return Err(refuse(format!(
+                "format version {v:?}, this Argosy reads {RUN_FILE_VERSION}"
+            )));
+        }
+    }
+    serde_json::from_value(value).map_err(|e| refuse(e.to_string()))
+}
+
+/// Writes the frozen facts; from now on the folder holds a run.
+pub(crate) fn write(dir: &Path, facts: &RunFile) -> Outcome<()> {
+    let path = dir.join(RUN_FILE);
+    let text = serde_json::to_string_pretty(facts)
+        .map_err(|e| Failure::new(Exit::JobFailed, format!("cannot write {}: {e}", path.display())))?;
+    let beside = dir.join("run.json.tmp");
+    std::fs::write(&beside, text + "\n")
+        .and_then(|()| std::fs::rename(&beside, &path))
+        .map_err(|e| Failure::io("write", &path, &e))
+}
+
+/// A folder for a new run: made, or found empty. One that holds something is a conflict.
+pub(crate) fn create(dir: &Path, job: &Path) -> Outcome<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(dir).map_err(|e| Failure::io("create", dir, &e))?;
+    let entries = std::fs::read_dir(dir).map_err(|e| Failure::io("read", dir, &e))?;
+    let other = entries
+        .flatten()
+        .find(|e| !LEFTOVERS.iter().any(|name| e.file_name() == *name));
+    if let Some(other) = other {
+        let is_run = dir.join(RUN_FILE).exists();
+        let (what, help) = if is_run {
+            let job = job.display();
+            let go_on = format!("go on with it: argosy run {job} --run {} --resume; ", dir.display());
+            (
+                "already holds a run".to_owned(),
+                go_on + "or choose another folder with --run DIR",
+            )
+        } else {
+            let name = other.file_name().to_string_lossy().into_owned();
+            (
+                format!("is not empty (it holds {name})"),
+                "choose another folder with --run DIR".to_owned(),
+            )
+        };
+        return Err(Failure::new(Exit::Conflict, format!("folder {} {what}", dir.display())).help(help));
+    }
+    // It may have been there before, with whatever rights.
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(|e| Failure::io("protect", dir, &e))
+}
+
+/// Random bytes of the system.
+pub(crate) fn random<const N: usize>() -> Outcome<[u8; N]> {
+    let path = Path::new("/dev/urandom");
+    let mut bytes = [0; N];
+    std::fs::File::open(path)
+        .and_then(|mut f| f.read_exact(&mut bytes))
+        .map_err(|e| Failure::io("read", path, &e))?;
+    Ok(bytes)
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Writes a file that only its owner may read, replacing an older one.
+pub(crate) fn write_secret(path: &Path, text: &str) -> Outcome<()> {
+    let failed = |e: std::io::Error| Failure::io("write", path, &e);
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    options
+        .open(path)
+        .and_then(|mut f| f.write_all(text.as_bytes()))
+        .map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folder_with_leftovers_of_a_failed_start_is_taken_and_closed_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("a/b");
+        create(&run, Path::new("j.toml")).unwrap();
+        std::fs::write(run.join("index.argosy"), "").unwrap();
+        create(&run, Path::new("j.toml")).unwrap();
+        assert_eq!(run.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        std::fs::write(run.join("other"), "").unwrap();
+        assert_eq!(create(&run, Path::new("j.toml")).unwrap_err().exit, Exit::Conflict);
+    }
+
+    #[test]
+    fn secret_is_for_its_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        write_secret(&path, "a").unwrap();
+        write_secret(&path, "b").unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "b");
+        assert_ne!(random::<16>().unwrap(), random::<16>().unwrap());
+    }
+}

@@ -1,0 +1,104 @@
+//! The plan of a run in a few lines, before anything starts.
+
+use super::Prepared;
+use crate::{index, out};
+
+/// Lines of damaged data that are shown; the rest is counted.
+const LEFT_OUT_MAX: usize = 8;
+
+pub(crate) fn print(prepared: &Prepared) {
+    for line in lines(prepared) {
+        out::say(&line);
+    }
+    for line in warnings(prepared) {
+        out::say(&format!("{} {line}", out::style("note:", out::YELLOW)));
+    }
+}
+
+fn lines(p: &Prepared) -> Vec<String> {
+    let (job, shape) = (&p.loaded.job, &p.shape);
+    let shards = p.index.shards().count();
+    let bytes: u64 = p.index.shards().map(|s| s.bytes).sum();
+    let workers = job.workers.target;
+    let every = match job.checkpoint.every_samples {
+        0 => "at the end".to_owned(),
+        n => format!("every {} steps and at the end", n.div_ceil(u64::from(shape.batch))),
+    };
+    let mut lines = vec![
+        format!("run    {} in {}", p.facts.run, p.dir.display()),
+        format!(
+            "data   {} rows in {shards} shards, {}",
+            out::count(shape.pass_rows()),
+            out::bytes(bytes)
+        ),
+        format!(
+            "model  {} parameters, state {}, checkpoint {every}",
+            out::count(p.model.parameters),
+            out::bytes(p.model.state_bytes)
+        ),
+        format!(
+            "plan   {} positions in {} steps of {} = {} lanes x {} rows",
+            out::count(shape.total_positions),
+            out::count(shape.total_steps()),
+            shape.batch,
+            shape.lanes,
+            shape.lane_rows()
+        ),
+        format!(
+            "       {workers} workers x {} threads, balance {:.2}",
+            p.threads,
+            calc_balance(shape.lanes, workers)
+        ),
+    ];
+    let left_out = index::left_out(&p.index);
+    for line in left_out.iter().take(LEFT_OUT_MAX) {
+        lines.push(format!("       left out: {line}"));
+    }
+    if left_out.len() > LEFT_OUT_MAX {
+        let more = left_out.len() - LEFT_OUT_MAX;
+        lines.push(format!(
+            "       left out: {more} more; see `argosy index --show {}`",
+            p.index_path.display()
+        ));
+    }
+    lines
+}
+
+fn warnings(p: &Prepared) -> Vec<String> {
+    let (lanes, workers) = (p.shape.lanes, &p.loaded.job.workers);
+    let mut warnings = Vec::new();
+    if lanes < workers.target {
+        let spare = workers.target - lanes;
+        warnings.push(format!(
+            "{lanes} lanes for {} workers: {spare} will be spares",
+            workers.target
+        ));
+    } else if u64::from(lanes) < 8 * u64::from(workers.max) {
+        warnings.push(format!(
+            "{lanes} lanes are few for up to {} workers; a larger train.global_batch or a smaller workers.max balances better",
+            workers.max
+        ));
+    }
+    if p.shape.pass_rows() < u64::from(p.shape.batch) {
+        warnings.push("one step takes more rows than the data has: rows repeat within it".to_owned());
+    }
+    warnings
+}
+
+/// Share of the slowest worker's time that an even split of lanes would take (rule L5: sum/max, per worker).
+fn calc_balance(lanes: u32, workers: u32) -> f64 {
+    let members = workers.clamp(1, lanes.max(1));
+    f64::from(lanes) / f64::from(members) / f64::from(lanes.div_ceil(members).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn balance_is_one_when_lanes_divide_and_less_otherwise() {
+        assert!((calc_balance(8, 2) - 1.0).abs() < 1e-9);
+        assert!((calc_balance(8, 3) - 8.0 / 9.0).abs() < 1e-9);
+        assert!((calc_balance(2, 5) - 1.0).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,119 @@
+//! What can go wrong with data, in words for the person who has to fix it.
+
+use argosy_common::exit::Exit;
+use std::ops::Range;
+
+/// Data that cannot be found, read or trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A folder, file or pattern that names nothing.
+    #[error("{what} does not exist{hint}")]
+    NotFound {
+        /// The path or pattern.
+        what: String,
+        /// What to do, with its leading separator; may be empty.
+        hint: String,
+    },
+    /// A shard pattern that cannot be read.
+    #[error("shard pattern `{pattern}`: {why}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Reading failed.
+    #[error("cannot read {file}: {error}")]
+    Io {
+        /// The file or object.
+        file: String,
+        /// The store's own words.
+        error: String,
+    },
+    /// Writing failed.
+    #[error("cannot write {file}: {error}")]
+    Write {
+        /// The file.
+        file: String,
+        /// The system's own words.
+        error: String,
+    },
+    /// A shard that is not the one that was indexed.
+    #[error("shard {file} has changed since it was indexed ({change}); make the index again with `argosy index`")]
+    Changed {
+        /// The shard.
+        file: String,
+        /// Size or etag, then and now.
+        change: String,
+    },
+    /// An index file that is not one, or is damaged.
+    #[error("index {file}: {why}; make it again with `argosy index`")]
+    Index {
+        /// The index file.
+        file: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A tar archive that breaks its own format.
+    #[error("at byte {at}: {why}")]
+    Tar {
+        /// Offset in the shard.
+        at: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// Sources without a single usable sample.
+    #[error("no usable sample in {what}: {why}")]
+    Empty {
+        /// The sources.
+        what: String,
+        /// What was found instead.
+        why: String,
+    },
+    /// A configuration this loader cannot serve.
+    #[error("{0}")]
+    Config(String),
+}
+
+impl DataError {
+    /// The exit code a command ends with on this error.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::NotFound { .. } => Exit::NotFound,
+            Self::Pattern { .. } | Self::Config(_) => Exit::BadConfig,
+            Self::Changed { .. } => Exit::Conflict,
+            Self::Io { .. } | Self::Write { .. } | Self::Index { .. } | Self::Tar { .. } | Self::Empty { .. } => {
+                Exit::JobFailed
+            }
+        }
+    }
+}
+
+/// Why no batch comes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoaderError {
+    /// Bytes of a lane cannot be had (rule M2); never a reason to mask.
+    #[error("lane {lane} is blocked at bytes {}..{} of {shard}: {error}", range.start, range.end)]
+    LaneBlocked {
+        /// The lane.
+        lane: u32,
+        /// The shard's location.
+        shard: String,
+        /// The bytes that were asked for.
+        range: Range<u64>,
+        /// Why they did not come.
+        error: String,
+    },
+    /// The run has no such step.
+    #[error("step {step} is beyond the end of the run at step {end}")]
+    EndOfRun {
+        /// The step asked for.
+        step: u64,
+        /// Number of steps of the run.
+        end: u64,
+    },
+    /// The loader's threads are gone; a bug.
+    #[error("the loader has stopped: {0}")]
+    Stopped(String),
+}

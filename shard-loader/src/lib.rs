@@ -1,0 +1,32 @@
+//! Bytes to batches: tar shards, their index, lanes and windows, decoding, resizing and tokens.
+//!
+//! Knows no actors and no libtorch. What stands in a batch is a pure function of (shape, index, bytes): the plan only
+//! says which lanes this process reads, and prefetching is a cache that never enters the cursor (rules L1, L7).
+//!
+//! The way of one sample: [`index`] says where its bytes lie, [`store`] reads them, [`tar`] slices them without a copy,
+//! [`sample`] groups the slices, [`decode`] and [`transform`] make pixels, [`tokenize`] makes tokens, [`loader`] puts
+//! them into a [`LaneBatch`].
+
+pub mod batch;
+pub mod decode;
+pub mod error;
+pub mod eval;
+pub mod expand;
+pub mod index;
+pub mod loader;
+pub mod resize;
+pub mod sample;
+pub mod store;
+pub mod tar;
+pub mod tokenize;
+pub mod transform;
+
+mod clean;
+mod html;
+
+pub use batch::LaneBatch;
+pub use error::{DataError, LoaderError};
+pub use eval::{EvalConfig, EvalReader, EvalSample};
+pub use index::{BuildConfig, BuildReport, Index, Progress};
+pub use loader::{Loader, LoaderConfig, LoaderStats};
+pub use tokenize::Tokenizer;

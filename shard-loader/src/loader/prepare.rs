@@ -1,0 +1,208 @@
+//! Rows as bytes to rows of a batch, on a pool of threads.
+
+use super::LoaderConfig;
+use super::fetch::{RawBytes, RawLane, RawRow};
+use super::stats::{Counters, Stage};
+use crate::batch::LaneBatch;
+use crate::decode::{Decoder, Rgb};
+use crate::error::{DataError, LoaderError};
+use crate::index::Index;
+use crate::sample::{Grouper, Keys};
+use crate::store::Store;
+use crate::tar::Walker;
+use crate::tokenize::{self, Tokenizer};
+use crate::transform::{RowKey, Transformer};
+use argosy_common::config::DataConfig;
+use argosy_common::ids::SampleId;
+use argosy_common::sampling::lane_digest;
+use argosy_common::steplog::{MaskReason, RowState};
+use bytes::Bytes;
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What one thread keeps from picture to picture.
+#[derive(Debug, Default)]
+struct Bench {
+    decoder: Decoder,
+    transformer: Transformer,
+    picture: Rgb,
+}
+
+thread_local! {
+    static BENCH: RefCell<Bench> = RefCell::default();
+}
+
+/// Decodes, transforms and tokenises the rows of steps.
+#[derive(Debug)]
+pub(super) struct Preparer {
+    index: Arc<Index>,
+    store: Store,
+    pool: rayon::ThreadPool,
+    tokenizer: Tokenizer,
+    keys: Keys,
+    data: DataConfig,
+    seed: u64,
+    rows: usize,
+    side: usize,
+    counters: Arc<Counters>,
+}
+
+impl Preparer {
+    pub(super) fn new(
+        index: Arc<Index>,
+        store: Store,
+        config: &LoaderConfig,
+        counters: Arc<Counters>,
+    ) -> Result<Self, DataError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(config.decode_threads.max(1))
+            .thread_name(|i| format!("argosy-decode-{i}"))
+            .build()
+            .map_err(|e| DataError::Config(format!("cannot start the decoding threads: {e}")))?;
+        // The index decided by its own keys which rows are kept; the job's may have changed since.
+        let (image_key, text_key) = index.keys();
+        let keys = Keys::new(image_key, text_key);
+        Ok(Self {
+            store,
+            pool,
+            tokenizer: Tokenizer::new(config.context_length as usize),
+            keys,
+            data: config.data.clone(),
+            seed: config.shape.seed,
+            rows: config.shape.lane_rows() as usize,
+            side: config.image_size as usize,
+            counters,
+            index,
+        })
+    }
+
+    /// The batches of `lanes` at `step`.
+    pub(super) fn step(&self, step: u64, lanes: Vec<RawLane>) -> Result<Vec<LaneBatch>, LoaderError> {
+        self.pool
+            .install(|| lanes.into_par_iter().map(|raw| self.lane(step, &raw)).collect())
+    }
+
+    fn lane(&self, step: u64, raw: &RawLane) -> Result<LaneBatch, LoaderError> {
+        let (b, context) = (self.rows, self.tokenizer.context_length());
+        let picture_bytes = self.side * self.side * 3;
+        let mut pixels = vec![0u8; b * picture_bytes];
+        let mut tokens = vec![0i32; b * context];
+        let mut lengths = vec![0u16; b];
+        let mut states = vec![RowState::Absent; b];
+        let slots = pixels
+            .par_chunks_exact_mut(picture_bytes)
+            .zip(tokens.par_chunks_exact_mut(context));
+        let slots = slots.zip(lengths.par_iter_mut().zip(states.par_iter_mut()));
+        slots
+            .zip(raw.rows.par_iter())
+            .try_for_each(|(((pixels, tokens), (length, state)), row)| {
+                match self.row(raw.lane, row, pixels, tokens)? {
+                    Ok(tokens) => (*length, *state) = (tokens, RowState::Valid),
+                    Err(reason) => {
+                        pixels.fill(0);
+                        tokens.fill(0);
+                        *state = RowState::Masked(reason);
+                    }
+                }
+                Ok(())
+            })?;
+        let samples: Vec<SampleId> = raw.rows.iter().map(|r| r.sample).collect();
+        let digest = lane_digest(raw.lane, &samples);
+        Ok(LaneBatch {
+            step,
+            lane: raw.lane,
+            rows: b as u32,
+            samples,
+            states,
+            pixels,
+            tokens,
+            lengths,
+            digest,
+        })
+    }
+
+    /// Fills one row; the inner error is a mask (rule M1), the outer one a failed read (rule M2).
+    fn row(
+        &self,
+        lane: u32,
+        row: &RawRow,
+        pixels: &mut [u8],
+        tokens: &mut [i32],
+    ) -> Result<Result<u16, MaskReason>, LoaderError> {
+        let bytes = match &row.bytes {
+            RawBytes::Found(bytes) => bytes,
+            RawBytes::Masked(reason) => return Ok(Err(*reason)),
+        };
+        let key = RowKey {
+            seed: self.seed,
+            lane,
+            position: row.position,
+        };
+        let first = self.fill(bytes, key, pixels, tokens);
+        if first != Err(MaskReason::Format) {
+            return Ok(first);
+        }
+        // Bytes may break on their way; only what fails twice is the picture's own fault.
+        let again = self.fetch_again(lane, row.sample)?;
+        if again == *bytes {
+            return Ok(first);
+        }
+        Ok(self.fill(&again, key, pixels, tokens))
+    }
+
+    fn fetch_again(&self, lane: u32, sample: SampleId) -> Result<Bytes, LoaderError> {
+        let Some(place) = self.index.place(sample) else {
+            return Ok(Bytes::new());
+        };
+        let (range, shard) = (place.range.clone(), place.location);
+        self.store
+            .read(shard, range.clone(), place.shard_bytes, place.etag)
+            .map_err(|e| LoaderError::LaneBlocked {
+                lane,
+                shard: shard.to_owned(),
+                range,
+                error: e.to_string(),
+            })
+    }
+
+    fn fill(&self, bytes: &Bytes, key: RowKey, pixels: &mut [u8], tokens: &mut [i32]) -> Result<u16, MaskReason> {
+        let (image, text) = members(bytes, &self.keys).ok_or(MaskReason::Missing)?;
+        let started = Instant::now();
+        let caption = std::str::from_utf8(&text).map_err(|_| MaskReason::Caption)?;
+        if tokenize::is_empty(caption) {
+            return Err(MaskReason::Caption);
+        }
+        let length = self.tokenizer.row(caption, tokens);
+        let tokenized = Instant::now();
+        self.counters.spent(Stage::Tokenize, tokenized - started);
+        BENCH.with_borrow_mut(|bench| {
+            let decoded = bench
+                .decoder
+                .decode(&image, self.data.max_image_pixels, &mut bench.picture);
+            let ended = Instant::now();
+            self.counters.spent(Stage::Decode, ended - tokenized);
+            decoded?;
+            bench
+                .transformer
+                .train(&bench.picture, self.side, &self.data.aug_cfg, key, pixels);
+            self.counters.spent(Stage::Transform, ended.elapsed());
+            Ok(length)
+        })
+    }
+}
+
+/// Picture and caption of the one sample in `bytes`; `None` when its headers are not whole or one of them is gone.
+fn members(bytes: &Bytes, keys: &Keys) -> Option<(Bytes, Bytes)> {
+    let mut grouper = Grouper::default();
+    for member in Walker::new(bytes.clone()) {
+        if grouper.push(&member.ok()?).is_some() {
+            // A second sample where the index has one: these are other bytes.
+            return None;
+        }
+    }
+    let group = grouper.finish()?;
+    let slice = |range: std::ops::Range<u64>| bytes.slice(range.start as usize..range.end as usize);
+    Some((slice(group.image(keys)?), slice(group.text(keys)?)))
+}

@@ -1,0 +1,212 @@
+//! OpenCLIP's two transforms, up to the tensor: what comes out is `[S, S, 3]` bytes.
+
+mod color;
+
+use crate::decode::Rgb;
+use crate::resize::{Crop, Resizer};
+use argosy_common::config::AugmentationConfig;
+use argosy_common::rng::{Draws, Purpose};
+
+/// The key of every random choice about one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowKey {
+    /// Seed of the run.
+    pub seed: u64,
+    /// The lane.
+    pub lane: u32,
+    /// The position in the lane's stream; it never repeats, so it implies the pass.
+    pub position: u64,
+}
+
+impl RowKey {
+    fn draws(&self, purpose: Purpose) -> Draws {
+        Draws::new(self.seed, purpose, self.lane, self.position)
+    }
+}
+
+/// How an evaluation picture comes to its size; OpenCLIP's `resize_mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResizeMode {
+    /// The shorter side becomes `S`, the middle is cut out. OpenCLIP's default.
+    #[default]
+    Shortest,
+    /// Both sides become `S`, whatever the ratio.
+    Squash,
+}
+
+/// Applies transforms; keeps its buffers. One per thread.
+#[derive(Debug, Default)]
+pub struct Transformer {
+    resizer: Resizer,
+    resized: Rgb,
+}
+
+impl Transformer {
+    /// The training transform: a random crop resized to `side`, then colour changes where they are configured.
+    /// Writes `[side, side, 3]` into `out`.
+    pub fn train(&mut self, picture: &Rgb, side: usize, augment: &AugmentationConfig, key: RowKey, out: &mut [u8]) {
+        let mut draws = key.draws(Purpose::Crop);
+        let crop = random_crop(
+            (picture.width, picture.height),
+            augment.scale,
+            augment.ratio,
+            &mut draws,
+        );
+        self.resizer.resize(picture, crop, side, side, &mut self.resized);
+        color::augment(&mut self.resized.pixels, augment, &mut key.draws(Purpose::Color));
+        copy(&self.resized.pixels, out);
+    }
+
+    /// The evaluation transform, bit-equal to OpenCLIP's with Pillow 13.0.0. Writes `[side, side, 3]` into `out`.
+    pub fn evaluate(&mut self, picture: &Rgb, side: usize, mode: ResizeMode, out: &mut [u8]) {
+        let (width, height) = match mode {
+            ResizeMode::Squash => (side, side),
+            ResizeMode::Shortest => shortest(picture.width, picture.height, side),
+        };
+        self.resizer
+            .resize(picture, Crop::whole(picture), width, height, &mut self.resized);
+        let middle = |long: usize| ((long - side) as f64 / 2.0).round_ties_even() as usize;
+        let (left, top) = (middle(width), middle(height));
+        for (y, row) in out.chunks_exact_mut(side * 3).enumerate() {
+            let at = ((top + y) * width + left) * 3;
+            copy(&self.resized.pixels[at..], row);
+        }
+    }
+}
+
+/// Copies as much as both sides have; they agree for any picture a decoder gives.
+fn copy(from: &[u8], to: &mut [u8]) {
+    let n = from.len().min(to.len());
+    to[..n].copy_from_slice(&from[..n]);
+}
+
+/// Size after the shorter side became `side`: the longer one is cut off, as torchvision's `Resize` does.
+fn shortest(width: usize, height: usize, side: usize) -> (usize, usize) {
+    let long_side = |long: usize, short: usize| (side * long).checked_div(short).unwrap_or(side).max(side);
+    if width <= height {
+        (side, long_side(height, width))
+    } else {
+        (long_side(width, height), side)
+    }
+}
+
+/// The box of torchvision's `RandomResizedCrop` (`get_params`): up to ten tries at an area in `scale` and a log-uniform
+/// ratio in `ratio`, then the largest middle box of an allowed ratio.
+fn random_crop((width, height): (usize, usize), scale: [f64; 2], ratio: [f64; 2], draws: &mut Draws) -> Crop {
+    let area = width as f64 * height as f64;
+    let log_ratio = ratio.map(f64::ln);
+    for _ in 0..10 {
+        let target = area * draws.uniform(scale[0], scale[1]);
+        let aspect = draws.uniform(log_ratio[0], log_ratio[1]).exp();
+        let w = (target * aspect).sqrt().round_ties_even() as usize;
+        let h = (target / aspect).sqrt().round_ties_even() as usize;
+        if (1..=width).contains(&w) && (1..=height).contains(&h) {
+            let top = draws.below((height - h + 1) as u64) as usize;
+            let left = draws.below((width - w + 1) as u64) as usize;
+            return Crop {
+                left,
+                top,
+                width: w,
+                height: h,
+            };
+        }
+    }
+    let own = width as f64 / height as f64;
+    let (w, h) = if own < ratio[0] {
+        (width, (width as f64 / ratio[0]).round_ties_even() as usize)
+    } else if own > ratio[1] {
+        ((height as f64 * ratio[1]).round_ties_even() as usize, height)
+    } else {
+        (width, height)
+    };
+    // Rounding may give zero for a picture one pixel thin.
+    let (w, h) = (w.clamp(1, width), h.clamp(1, height));
+    Crop {
+        left: (width - w) / 2,
+        top: (height - h) / 2,
+        width: w,
+        height: h,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const KEY: RowKey = RowKey {
+        seed: 3,
+        lane: 1,
+        position: 9,
+    };
+
+    proptest! {
+        #[test]
+        fn random_crop_any_picture_lies_inside_it(
+            width in 1usize..2000, height in 1usize..2000, low in 0.01f64..1.0, position in 0u64..1000,
+        ) {
+            let mut draws = RowKey { position, ..KEY }.draws(Purpose::Crop);
+            let crop = random_crop((width, height), [low, 1.0], [0.75, 4.0 / 3.0], &mut draws);
+            prop_assert!(crop.width >= 1 && crop.height >= 1);
+            prop_assert!(crop.left + crop.width <= width && crop.top + crop.height <= height);
+        }
+    }
+
+    #[test]
+    fn random_crop_covers_the_asked_share_of_the_area() {
+        let shares: Vec<f64> = (0..500)
+            .map(|position| {
+                let mut draws = RowKey { position, ..KEY }.draws(Purpose::Crop);
+                let crop = random_crop((400, 300), [0.3, 0.6], [0.75, 4.0 / 3.0], &mut draws);
+                (crop.width * crop.height) as f64 / 120_000.0
+            })
+            .collect();
+        assert!(shares.iter().all(|s| (0.29..0.61).contains(s)));
+        let mean = shares.iter().sum::<f64>() / 500.0;
+        assert!((mean - 0.45).abs() < 0.02, "{mean}");
+    }
+
+    #[test]
+    fn random_crop_impossible_ratio_falls_back_to_the_middle() {
+        let mut draws = KEY.draws(Purpose::Crop);
+        let crop = random_crop((1000, 10), [1.0, 1.0], [0.75, 4.0 / 3.0], &mut draws);
+        assert_eq!(
+            crop,
+            Crop {
+                left: 493,
+                top: 0,
+                width: 13,
+                height: 10
+            }
+        );
+    }
+
+    #[test]
+    fn train_equal_keys_give_equal_pixels_and_other_positions_do_not() {
+        let pixels = (0..60 * 50 * 3).map(|i| (i * 31 % 255) as u8).collect();
+        let picture = Rgb {
+            width: 60,
+            height: 50,
+            pixels,
+        };
+        let augment = AugmentationConfig {
+            scale: [0.2, 0.9],
+            ..AugmentationConfig::default()
+        };
+        let run = |key| {
+            let mut out = vec![0; 16 * 16 * 3];
+            Transformer::default().train(&picture, 16, &augment, key, &mut out);
+            out
+        };
+        assert_eq!(run(KEY), run(KEY));
+        assert_ne!(run(KEY), run(RowKey { position: 10, ..KEY }));
+        assert_ne!(run(KEY), run(RowKey { lane: 2, ..KEY }));
+    }
+
+    #[test]
+    fn shortest_side_never_falls_below_the_target() {
+        assert_eq!(shortest(500, 333, 224), (336, 224));
+        assert_eq!(shortest(333, 500, 224), (224, 336));
+        assert_eq!(shortest(7, 7, 224), (224, 224));
+    }
+}

@@ -1,0 +1,10 @@
+//! Tests of the loader as a whole: bit-equality with the peers' goldens, bad input, lanes that move.
+#![allow(
+    clippy::expect_used,
+    reason = "a test that cannot go on fails by panicking; clippy knows only functions marked #[test]"
+)]
+
+mod bad_input;
+mod goldens;
+mod lanes;
+mod support;

@@ -1,0 +1,87 @@
+//! From the coordinator's welcome to a warm trainer.
+
+use crate::engine::{TorchEngine, TorchOptions};
+use crate::model;
+use crate::optim::DecayRule;
+use crate::trainer::failpoint::FAILPOINT_VARIABLE;
+use crate::trainer::{Aborts, Emit, Failpoint, Setup, Trainer};
+use argosy_common::config;
+use argosy_common::exit::Exit;
+use argosy_common::ids::WorkerId;
+use argosy_common::shape::RunShape;
+use argosy_rpc::Welcome;
+use argosy_shard_loader::{DataError, Index, Loader, LoaderConfig};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Steps that are loaded ahead of the trainer.
+const PREFETCH_STEPS: usize = 3;
+
+/// Opens index and loader, makes the model.
+pub(super) fn trainer(
+    welcome: &Welcome,
+    worker: WorkerId,
+    aborts: Aborts,
+    emit: Emit,
+) -> Result<Trainer<TorchEngine, Loader>, (Exit, String)> {
+    let data_error = |e: DataError| (e.exit(), e.to_string());
+    let job = &welcome.job;
+    let index = Index::open(Path::new(&welcome.index_path)).map_err(data_error)?;
+    if index.index_hash() != welcome.index_hash {
+        let message = format!("index {} is not the one this run began with", welcome.index_path);
+        return Err((Exit::Conflict, message));
+    }
+    let (model, preprocess) =
+        model::resolve(&job.model, Path::new(&welcome.job_dir)).map_err(|e| (Exit::BadConfig, e.to_string()))?;
+    let shape = RunShape {
+        seed: job.seed,
+        sources: index.to_shape(),
+        batch: job.train.global_batch,
+        lanes: welcome.lanes,
+        window_factor: welcome.window_factor,
+        total_positions: welcome.total_positions,
+    };
+    let loader_config = LoaderConfig {
+        shape: shape.clone(),
+        image_size: model.vision.image_size as u32,
+        context_length: model.text.context_length as u32,
+        data: job.data.clone(),
+        decode_threads: welcome.decode_threads.max(1) as usize,
+        prefetch_steps: PREFETCH_STEPS,
+    };
+    let loader = Loader::new(Arc::new(index), loader_config).map_err(data_error)?;
+    let options = TorchOptions {
+        seed: job.seed,
+        threads: welcome.torch_threads as usize,
+        decay: match job.train.decay_rule {
+            config::DecayRule::Classic => DecayRule::Classic,
+            config::DecayRule::Main => DecayRule::Main,
+        },
+        ..TorchOptions::default()
+    };
+    let setup = Setup {
+        run: welcome.run.clone(),
+        worker,
+        run_dir: welcome.run_dir.clone().into(),
+        run_secret: welcome.run_secret.clone(),
+        train: job.train.clone(),
+        shape,
+        make_engine: Box::new(move || TorchEngine::new(&model, &preprocess, options)),
+        aborts,
+        failpoint: Arc::new(failpoint(worker, Path::new(&welcome.run_dir))?),
+        emit,
+    };
+    Trainer::new(setup, loader)
+}
+
+fn failpoint(worker: WorkerId, run_dir: &Path) -> Result<Failpoint, (Exit, String)> {
+    match std::env::var(FAILPOINT_VARIABLE) {
+        Ok(text) => Failpoint::parse(&text, worker, run_dir).map_err(|message| (Exit::Usage, message)),
+        Err(_) => Ok(Failpoint::none()),
+    }
+}
+
+/// What must be equal for sums to be (rule N2): device, processor capability, libtorch, precision.
+pub(super) fn numeric_class() -> String {
+    format!("cpu-{}-tch-{}-f32", std::env::consts::ARCH, "0.24.0")
+}

@@ -1,0 +1,60 @@
+//! CLIP as OpenCLIP builds it: a ViT image tower and a causal text tower under the same state-dict names, with the same
+//! initial distributions (open_clip 3.3.0, `model.py` and `transformer.py`).
+
+pub mod block;
+pub mod config;
+pub mod groups;
+pub mod init;
+pub mod params;
+pub mod text;
+pub mod vision;
+pub mod weights;
+
+pub use config::{ConfigError, ModelConfig, Preprocess, TextConfig, VisionConfig};
+pub use params::Params;
+pub use text::TextTower;
+pub use vision::{Images, VisionTower};
+
+use crate::engine::Result;
+use tch::{Kind, Tensor};
+
+/// Both towers over one set of parameters.
+#[derive(Debug)]
+pub struct Clip {
+    /// Image tower.
+    pub vision: VisionTower,
+    /// Text tower.
+    pub text: TextTower,
+}
+
+impl Clip {
+    /// Towers whose weights are views into `params`.
+    ///
+    /// # Errors
+    /// When a tensor the configuration implies is not in `params`.
+    pub fn new(config: &ModelConfig, preprocess: &Preprocess, params: &Params) -> Result<Self> {
+        Ok(Self {
+            vision: VisionTower::new(config, preprocess, params)?,
+            text: TextTower::new(config, params)?,
+        })
+    }
+}
+
+/// Rows of `x` `[n, d]` divided by their L2 norm, at least 1e-12 (`torch.nn.functional.normalize`).
+pub(crate) fn normalize(x: &Tensor) -> Result<Tensor> {
+    let norm = x
+        .f_norm_scalaropt_dim(2.0, [-1i64].as_slice(), true)?
+        .f_clamp_min(1e-12)?;
+    Ok(x.f_div(&norm)?)
+}
+
+/// A tensor's values, row-major.
+pub(crate) fn to_vec(x: &Tensor) -> Result<Vec<f32>> {
+    let x = x.f_detach()?.f_to_kind(Kind::Float)?.f_contiguous()?;
+    let mut out = vec![0.0f32; x.numel()];
+    let len = out.len();
+    if len > 0 {
+        x.f_copy_data(&mut out, len)?;
+    }
+    Ok(out)
+}

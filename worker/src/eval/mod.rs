@@ -1,0 +1,7 @@
+//! Evaluation by a process that has nothing but files: a checkpoint, shards, names of classes.
+
+mod source;
+mod zero_shot;
+
+pub use source::load_engine;
+pub use zero_shot::{EvalArgs, Report, SubcategoryReport, run};

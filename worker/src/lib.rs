@@ -1,0 +1,16 @@
+//! The process that trains: CLIP, loss, optimiser, collective, trainer. The only crate that links libtorch.
+
+pub mod agent;
+pub mod checkpoint;
+pub mod clip;
+pub mod collective;
+pub mod crash;
+pub mod engine;
+pub mod eval;
+pub mod loss;
+pub mod model;
+pub mod optim;
+pub mod parity;
+pub mod peer;
+pub mod steplog_writer;
+pub mod trainer;

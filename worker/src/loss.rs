@@ -1,0 +1,288 @@
+//! The full-matrix contrastive loss in tiles. It knows features, own rows and nothing of ranks or world sizes.
+//!
+//! With `A = s F G^T`, `r` the log-sum-exps of its rows and `c` of its columns, the loss of Radford et al. (2021) is
+//! `sum_i (r_i + c_i - 2 A_ii) / 2V`, and the gradient of own rows needs nothing but their own tiles and all of `r`, `c`:
+//! `dL/dF_i = s/2V sum_j (exp(A_ij - r_i) + exp(A_ij - c_j)) G_j - s/V G_i`, the mirror image for `G`. Since the
+//! logits are linear in `s`, `dL/d(ln s)` of own image rows is `sum_i F_i . dL/dF_i`.
+
+use crate::engine::{EngineError, Result};
+use tch::{Kind, Tensor};
+
+/// Most logits kept between the two phases (256 MiB); above it tiles are made again.
+const KEEP_ELEMENTS: usize = 64 << 20;
+
+/// Log-sum-exps of own rows and the diagonal, `[n]` each.
+#[derive(Debug)]
+pub struct LseVectors {
+    pub r: Tensor,
+    pub c: Tensor,
+    pub diag: Tensor,
+}
+
+/// Gradient of the loss with respect to own features, and own share of that with respect to `ln s`.
+#[derive(Debug)]
+pub struct LossGrads {
+    /// `[n, d]`.
+    pub d_f: Tensor,
+    /// `[n, d]`.
+    pub d_g: Tensor,
+    /// Sum this over all owners.
+    pub d_log_scale: f64,
+}
+
+/// Own rows between the two phases.
+#[derive(Debug)]
+pub struct OwnRows {
+    f: Tensor,
+    g: Tensor,
+    others: Option<Others>,
+    own_index: Tensor,
+    tiles: Vec<Tile>,
+    scale: f64,
+    valid_rows: usize,
+}
+
+#[derive(Debug)]
+struct Others {
+    f: Tensor,
+    g: Tensor,
+    index: Tensor,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// Own images against own texts: feeds both directions.
+    Both,
+    /// Own images against others' texts.
+    Images,
+    /// Own texts against others' images.
+    Texts,
+}
+
+/// Rows and columns of one tile, as (start, length); its logits where they are kept.
+#[derive(Debug)]
+struct Tile {
+    side: Side,
+    rows: (i64, i64),
+    cols: (i64, i64),
+    logits: Option<Tensor>,
+}
+
+impl OwnRows {
+    /// Phase 1: log-sum-exps of the rows `own` (places in `f_all`, `g_all` `[V, d]`) in tiles of at most `edge` squared.
+    /// Own rows against own columns are computed once and feed both directions.
+    ///
+    /// # Errors
+    /// When a place is doubled or beyond `V`.
+    pub fn begin(f_all: &Tensor, g_all: &Tensor, own: &[u32], scale: f64, edge: usize) -> Result<(Self, LseVectors)> {
+        let (v, _) = f_all.size2()?;
+        let (own_index, rest) = split(own, v as usize)?;
+        let others = if rest.is_empty() {
+            None
+        } else {
+            let index = Tensor::f_from_slice(&rest)?;
+            Some(Others {
+                f: f_all.f_index_select(0, &index)?,
+                g: g_all.f_index_select(0, &index)?,
+                index,
+            })
+        };
+        let (f, g) = (
+            f_all.f_index_select(0, &own_index)?,
+            g_all.f_index_select(0, &own_index)?,
+        );
+        let tiles = plan(own.len(), rest.len(), edge.max(1));
+        let mut this = Self {
+            f,
+            g,
+            others,
+            own_index,
+            tiles,
+            scale,
+            valid_rows: v as usize,
+        };
+        let lse = this.phase_one()?;
+        Ok((this, lse))
+    }
+
+    fn phase_one(&mut self) -> Result<LseVectors> {
+        let n = self.own_index.numel() as i64;
+        let empty = || Tensor::f_full([n], f64::NEG_INFINITY, (Kind::Float, self.f.device()));
+        let (r, c) = (empty()?, empty()?);
+        let keep = self.tiles.iter().map(Tile::elements).sum::<usize>() <= KEEP_ELEMENTS;
+        let mut tiles = std::mem::take(&mut self.tiles);
+        for tile in &mut tiles {
+            let logits = self.logits(tile)?;
+            match tile.side {
+                Side::Both => {
+                    merge(&r, tile.rows, &logits, 1)?;
+                    merge(&c, tile.cols, &logits, 0)?;
+                }
+                Side::Images => merge(&r, tile.rows, &logits, 1)?,
+                Side::Texts => merge(&c, tile.rows, &logits, 1)?,
+            }
+            tile.logits = keep.then_some(logits);
+        }
+        self.tiles = tiles;
+        let diag = self
+            .f
+            .f_mul(&self.g)?
+            .f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?;
+        Ok(LseVectors {
+            r,
+            c,
+            diag: diag.f_mul_scalar(self.scale)?,
+        })
+    }
+
+    /// Phase 2: gradients of own rows, given the log-sum-exps of all `V` rows.
+    ///
+    /// # Errors
+    /// When `r` or `c` has not `V` values.
+    pub fn finish(mut self, r: &Tensor, c: &Tensor) -> Result<LossGrads> {
+        let v = self.valid_rows;
+        if r.numel() != v || c.numel() != v {
+            let got = (r.numel(), c.numel());
+            return Err(EngineError::Protocol(format!(
+                "{v} log-sum-exps of each kind expected, got {got:?}"
+            )));
+        }
+        let (d_f, d_g) = (self.f.f_zeros_like()?, self.g.f_zeros_like()?);
+        let own = |x: &Tensor| x.f_index_select(0, &self.own_index);
+        let (r_own, c_own) = (own(r)?, own(c)?);
+        let tiles = std::mem::take(&mut self.tiles);
+        for mut tile in tiles {
+            let logits = match tile.logits.take() {
+                Some(kept) => kept,
+                None => self.logits(&tile)?,
+            };
+            let other = |x: &Tensor| match &self.others {
+                Some(o) => x.f_index_select(0, &o.index),
+                None => x.f_narrow(0, 0, 0),
+            };
+            let (row_lse, col_lse) = match tile.side {
+                Side::Both => (cut(&r_own, tile.rows)?, cut(&c_own, tile.cols)?),
+                Side::Images => (cut(&r_own, tile.rows)?, cut(&other(c)?, tile.cols)?),
+                Side::Texts => (cut(&c_own, tile.rows)?, cut(&other(r)?, tile.cols)?),
+            };
+            let weights = logits.f_sub(&row_lse.f_unsqueeze(1)?)?.f_exp_()?;
+            let weights = weights.f_add(&logits.shallow_clone().f_sub_(&col_lse)?.f_exp_()?)?;
+            let (row_features, col_features) = self.sides(&tile)?;
+            let into = if tile.side == Side::Texts { &d_g } else { &d_f };
+            let _ = cut(into, tile.rows)?.f_addmm_(&weights, &col_features)?;
+            if tile.side == Side::Both {
+                let _ = cut(&d_g, tile.cols)?.f_addmm_(&weights.f_transpose(0, 1)?, &row_features)?;
+            }
+        }
+        self.close(d_f, d_g)
+    }
+
+    /// Scales the sums, takes off the diagonal's share, and reads the scale's gradient off the image rows.
+    fn close(&self, d_f: Tensor, d_g: Tensor) -> Result<LossGrads> {
+        let (half, whole) = (
+            self.scale / (2.0 * self.valid_rows as f64),
+            self.scale / self.valid_rows as f64,
+        );
+        let d_f = d_f.f_mul_scalar(half)?.f_sub(&self.g.f_mul_scalar(whole)?)?;
+        let d_g = d_g.f_mul_scalar(half)?.f_sub(&self.f.f_mul_scalar(whole)?)?;
+        let product = self.f.f_to_kind(Kind::Double)?.f_mul(&d_f.f_to_kind(Kind::Double)?)?;
+        let d_log_scale = product.f_sum(Kind::Double)?.f_double_value(&[])?;
+        Ok(LossGrads { d_f, d_g, d_log_scale })
+    }
+
+    fn logits(&self, tile: &Tile) -> Result<Tensor> {
+        let (rows, cols) = self.sides(tile)?;
+        Ok(rows.f_matmul(&cols.f_transpose(0, 1)?)?.f_mul_scalar_(self.scale)?)
+    }
+
+    /// Features along a tile's rows and columns.
+    fn sides(&self, tile: &Tile) -> Result<(Tensor, Tensor)> {
+        let (rows, cols) = match (tile.side, &self.others) {
+            (Side::Images, Some(others)) => (&self.f, &others.g),
+            (Side::Texts, Some(others)) => (&self.g, &others.f),
+            _ => (&self.f, &self.g),
+        };
+        Ok((cut(rows, tile.rows)?, cut(cols, tile.cols)?))
+    }
+}
+
+impl Tile {
+    fn elements(&self) -> usize {
+        (self.rows.1 * self.cols.1).max(0) as usize
+    }
+}
+
+/// Loss of the whole batch from all log-sum-exps and the diagonal, summed in the order given, in f64: whoever holds the
+/// same vectors gets the same bits.
+#[must_use]
+pub fn value(r: &[f32], c: &[f32], diag: &[f32]) -> f64 {
+    let sum: f64 = r
+        .iter()
+        .zip(c)
+        .zip(diag)
+        .map(|((r, c), d)| f64::from(*r) + f64::from(*c) - 2.0 * f64::from(*d))
+        .sum();
+    sum / (2.0 * r.len().max(1) as f64)
+}
+
+/// Own places as a tensor, and all other places in order.
+fn split(own: &[u32], rows: usize) -> Result<(Tensor, Vec<i64>)> {
+    let mut mine = vec![false; rows];
+    for &i in own {
+        match mine.get_mut(i as usize) {
+            Some(seen) if !*seen => *seen = true,
+            Some(_) => return Err(EngineError::Protocol(format!("own row {i} is named twice"))),
+            None => {
+                return Err(EngineError::Protocol(format!(
+                    "own row {i} lies beyond {rows} valid rows"
+                )));
+            }
+        }
+    }
+    let rest = mine
+        .iter()
+        .enumerate()
+        .filter(|(_, own)| !**own)
+        .map(|(i, _)| i as i64)
+        .collect();
+    let own: Vec<i64> = own.iter().map(|i| i64::from(*i)).collect();
+    Ok((Tensor::f_from_slice(&own)?, rest))
+}
+
+fn plan(own: usize, rest: usize, edge: usize) -> Vec<Tile> {
+    let pieces = |n: usize| (0..n).step_by(edge).map(move |at| (at as i64, edge.min(n - at) as i64));
+    let mut tiles = Vec::new();
+    for rows in pieces(own) {
+        tiles.extend(pieces(own).map(|cols| Tile {
+            side: Side::Both,
+            rows,
+            cols,
+            logits: None,
+        }));
+        for side in [Side::Images, Side::Texts] {
+            tiles.extend(pieces(rest).map(|cols| Tile {
+                side,
+                rows,
+                cols,
+                logits: None,
+            }));
+        }
+    }
+    tiles
+}
+
+fn cut(x: &Tensor, (start, len): (i64, i64)) -> Result<Tensor> {
+    Ok(x.f_narrow(0, start, len)?)
+}
+
+/// `into[range] = log(exp(into[range]) + sum_dim exp(logits))`.
+fn merge(into: &Tensor, range: (i64, i64), logits: &Tensor, dim: i64) -> Result<()> {
+    let mut place = cut(into, range)?;
+    let sum = logits.f_logsumexp([dim].as_slice(), false)?;
+    let merged = place.f_logaddexp(&sum)?;
+    place.f_copy_(&merged)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

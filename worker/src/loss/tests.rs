@@ -1,0 +1,166 @@
+use super::*;
+use tch::Device;
+
+struct Case {
+    f: Tensor,
+    g: Tensor,
+    scale: f64,
+}
+
+/// Normalised features from a fixed formula; with `twins` every third row repeats the one before it.
+fn case(rows: i64, dim: i64, scale: f64, twins: bool) -> Case {
+    let base = Tensor::arange(rows * dim, (Kind::Double, Device::Cpu)).view([rows, dim]);
+    let make = |k: f64| {
+        let x = (&base * k).sin() + (&base * (k * 0.37)).cos() * 0.5;
+        let x = if twins {
+            let index: Vec<i64> = (0..rows).map(|i| if i % 3 == 2 { i - 1 } else { i }).collect();
+            x.index_select(0, &Tensor::from_slice(&index))
+        } else {
+            x
+        };
+        let norm = x.norm_scalaropt_dim(2.0, [-1i64].as_slice(), true);
+        x / norm
+    };
+    Case {
+        f: make(1.7).to_kind(Kind::Float),
+        g: make(2.9).to_kind(Kind::Float),
+        scale,
+    }
+}
+
+/// Loss and gradients by plain autograd in double precision: both cross-entropies over the full matrix.
+fn plain(case: &Case) -> (f64, Tensor, Tensor, f64) {
+    let leaf = |x: &Tensor| x.to_kind(Kind::Double).detach().set_requires_grad(true);
+    let (f, g) = (leaf(&case.f), leaf(&case.g));
+    let log_scale = Tensor::from(case.scale.ln()).set_requires_grad(true);
+    let logits = f.matmul(&g.transpose(0, 1)) * log_scale.exp();
+    let labels = Tensor::arange(f.size()[0], (Kind::Int64, Device::Cpu));
+    let loss =
+        (logits.cross_entropy_for_logits(&labels) + logits.transpose(0, 1).cross_entropy_for_logits(&labels)) / 2.0;
+    loss.backward();
+    (
+        loss.double_value(&[]),
+        f.grad(),
+        g.grad(),
+        log_scale.grad().double_value(&[]),
+    )
+}
+
+/// The same by tiles, rows dealt to owners.
+fn tiled(case: &Case, owners: &[Vec<u32>], edge: usize, keep: bool) -> (f64, Tensor, Tensor, f64) {
+    let rows = case.f.size()[0];
+    let zeros = || Tensor::zeros([rows], (Kind::Float, Device::Cpu));
+    let (mut r, mut c, mut diag) = (zeros(), zeros(), zeros());
+    let mut all = Vec::new();
+    for own in owners {
+        let (mut state, lse) = OwnRows::begin(&case.f, &case.g, own, case.scale, edge).unwrap();
+        if !keep {
+            state.tiles.iter_mut().for_each(|t| t.logits = None);
+        }
+        let index = Tensor::from_slice(&own.iter().map(|i| i64::from(*i)).collect::<Vec<_>>());
+        for (into, part) in [(&mut r, &lse.r), (&mut c, &lse.c), (&mut diag, &lse.diag)] {
+            let _ = into.index_copy_(0, &index, part);
+        }
+        all.push((state, index));
+    }
+    let (mut d_f, mut d_g, mut d_s) = (case.f.zeros_like(), case.g.zeros_like(), 0.0);
+    for (state, index) in all {
+        let grads = state.finish(&r, &c).unwrap();
+        let _ = d_f.index_copy_(0, &index, &grads.d_f);
+        let _ = d_g.index_copy_(0, &index, &grads.d_g);
+        d_s += grads.d_log_scale;
+    }
+    let host = |x: &Tensor| Vec::<f32>::try_from(x).unwrap();
+    (value(&host(&r), &host(&c), &host(&diag)), d_f, d_g, d_s)
+}
+
+/// Largest error relative to the size of what is compared: loss, dF, dG, d ln s.
+fn worst(case: &Case, owners: &[Vec<u32>], edge: usize, keep: bool) -> f64 {
+    let (want, got) = (plain(case), tiled(case, owners, edge, keep));
+    let rel = |a: &Tensor, b: &Tensor| {
+        let diff = (a.to_kind(Kind::Double) - b).abs().max().double_value(&[]);
+        diff / b.abs().max().double_value(&[]).max(1e-6)
+    };
+    let scalar = |a: f64, b: f64| (a - b).abs() / b.abs().max(1e-2);
+    [
+        scalar(got.0, want.0),
+        rel(&got.1, &want.1),
+        rel(&got.2, &want.2),
+        scalar(got.3, want.3),
+    ]
+    .into_iter()
+    .fold(0.0, f64::max)
+}
+
+fn all_of(rows: u32) -> Vec<Vec<u32>> {
+    vec![(0..rows).collect()]
+}
+
+#[test]
+fn loss_tiles_of_any_edge_equal_plain_autograd() {
+    for (rows, edge) in [(12u32, 100), (13, 5), (7, 1), (32, 8), (2, 2)] {
+        for keep in [true, false] {
+            let error = worst(&case(i64::from(rows), 16, 14.3, false), &all_of(rows), edge, keep);
+            assert!(error < 2e-5, "rows {rows} edge {edge} keep {keep}: {error}");
+        }
+    }
+}
+
+#[test]
+fn loss_uneven_owners_sum_to_the_whole() {
+    let case = case(17, 8, 14.3, false);
+    let owners = [
+        vec![3, 4, 5],
+        vec![],
+        vec![0, 1, 2, 9, 10, 11, 12, 13],
+        vec![6, 7, 8, 14, 15],
+        vec![16],
+    ];
+    for edge in [3, 64] {
+        let error = worst(&case, &owners, edge, true);
+        assert!(error < 2e-5, "edge {edge}: {error}");
+    }
+}
+
+#[test]
+fn loss_at_the_clamped_scale_and_with_duplicate_rows_stays_exact() {
+    let error = worst(
+        &case(18, 8, 100.0, true),
+        &[vec![0, 1, 2, 3], (4..18).collect()],
+        5,
+        true,
+    );
+    assert!(error < 1e-4, "{error}");
+    let error = worst(&case(18, 8, 1.0, true), &all_of(18), 5, true);
+    assert!(error < 2e-5, "{error}");
+}
+
+#[test]
+fn loss_single_row_is_zero_with_zero_gradient() {
+    let got = tiled(&case(1, 4, 14.3, false), &all_of(1), 8, true);
+    assert!(got.0.abs() < 1e-6 && got.3.abs() < 1e-5, "{got:?}");
+    assert!(got.1.abs().max().double_value(&[]) < 1e-5);
+}
+
+#[test]
+fn loss_planted_wrong_formulas_are_caught_by_the_comparison() {
+    let case = case(12, 16, 14.3, false);
+    let want = plain(&case);
+    let got = tiled(&case, &[vec![0, 1, 2], (3..12).collect()], 100, true);
+    let far = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) / b.abs().max().double_value(&[]) > 1e-2;
+    assert!(!far(&got.1.to_kind(Kind::Double), &want.1));
+    // Without the half: twice the attraction's counterweight. Mean of means: each owner divided by its own rows.
+    assert!(far(&(got.1.to_kind(Kind::Double) * 2.0), &want.1));
+    let mean_of_means = got.1.to_kind(Kind::Double);
+    let _ = mean_of_means.narrow(0, 0, 3).f_mul_scalar_(12.0 / 3.0 / 2.0).unwrap();
+    let _ = mean_of_means.narrow(0, 3, 9).f_mul_scalar_(12.0 / 9.0 / 2.0).unwrap();
+    assert!(far(&mean_of_means, &want.1));
+}
+
+#[test]
+fn loss_own_row_doubled_or_beyond_is_refused() {
+    let case = case(4, 4, 1.0, false);
+    for own in [vec![1, 1], vec![4]] {
+        assert!(OwnRows::begin(&case.f, &case.g, &own, 1.0, 8).is_err());
+    }
+}

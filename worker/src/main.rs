@@ -1,0 +1,201 @@
+//! `argosy-worker`: the process that trains, and the commands that need libtorch.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command says is its output"
+)]
+
+use anyhow::Context;
+use argosy_common::config::Job;
+use argosy_common::exit::Exit;
+use argosy_common::ids::WorkerId;
+use argosy_worker::agent::{self, JoinOptions};
+use argosy_worker::eval::{self, EvalArgs};
+use argosy_worker::{crash, model, parity};
+use clap::{Parser, Subcommand, ValueEnum};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "argosy-worker",
+    version,
+    about = "Trains for an Argosy coordinator; `argosy` starts it"
+)]
+struct Cli {
+    /// How log lines look on stderr
+    #[arg(long, global = true, value_enum, default_value_t, env = "ARGOSY_LOG_FORMAT")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Output {
+    #[default]
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Join a coordinator and train until the run is over
+    Join {
+        /// The coordinator, http://host:port
+        #[arg(long, value_name = "URL")]
+        endpoint: String,
+        /// File that holds the token
+        #[arg(long, value_name = "FILE")]
+        token_file: PathBuf,
+        /// Id that the coordinator gave this worker
+        #[arg(long, value_name = "N")]
+        worker: u32,
+    },
+    /// Print size and parts of a job's model as JSON
+    DescribeModel {
+        /// The job file
+        #[arg(long, value_name = "FILE")]
+        job: PathBuf,
+    },
+    /// Compare a folder of golden values with OpenCLIP's, shared by W workers
+    Parity {
+        /// Folder made by tests/peers/dump.py
+        dir: PathBuf,
+        /// In-process workers
+        #[arg(long, value_name = "W", default_value_t = 1)]
+        workers: usize,
+        /// Lanes; by default the golden's own, else one row a lane
+        #[arg(long, value_name = "Q")]
+        lanes: Option<usize>,
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Zero-shot classification of shards with a checkpoint
+    EvalZeroShot {
+        #[command(flatten)]
+        args: EvalArgs,
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+}
+
+/// An exit code and the sentence that explains it.
+type Failure = (Exit, String);
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(cli.log_format);
+    crash::install();
+    let result = std::panic::catch_unwind(|| carry_out(cli.command));
+    match result {
+        _ if crash::happened() => Exit::Panic.into(),
+        Ok(Ok(exit)) => exit.into(),
+        Ok(Err((exit, message))) => {
+            eprintln!("error: {message}");
+            exit.into()
+        }
+        Err(_) => Exit::Panic.into(),
+    }
+}
+
+fn start_logging(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("ARGOSY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+fn carry_out(command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Join {
+            endpoint,
+            token_file,
+            worker,
+        } => {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .map_err(|e| (Exit::NoCapacity, format!("no threads for the runtime: {e}")))?;
+            let ended = runtime.block_on(agent::join(JoinOptions {
+                endpoint,
+                token_file,
+                worker: WorkerId(worker),
+            }));
+            runtime.shutdown_background();
+            ended
+        }
+        Command::DescribeModel { job } => describe_model(&job),
+        Command::Parity {
+            dir,
+            workers,
+            lanes,
+            output,
+        } => run_parity(&dir, workers, lanes, output),
+        Command::EvalZeroShot { args, output } => {
+            let report = eval::run(&args)?;
+            match output {
+                Output::Json => print_json(&report)?,
+                Output::Table => print!("{}", report.table()),
+            }
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+fn describe_model(path: &Path) -> Result<Exit, Failure> {
+    let file = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|e| (Exit::NotFound, format!("job file {file}: {e}")))?;
+    let job = Job::from_toml(&file, &text).map_err(|e| (Exit::BadConfig, e.to_string()))?;
+    let base = path.parent().unwrap_or(Path::new("."));
+    let (config, preprocess) = model::resolve(&job.model, base).map_err(|e| (Exit::BadConfig, e.to_string()))?;
+    print_json(&model::describe(&config, &preprocess))?;
+    Ok(Exit::Ok)
+}
+
+fn run_parity(dir: &Path, workers: usize, lanes: Option<usize>, output: Output) -> Result<Exit, Failure> {
+    let report = parity::run(dir, workers, lanes).map_err(|e| (Exit::JobFailed, e.to_string()))?;
+    let worst = report.worst;
+    match output {
+        Output::Json => print_json(&report)?,
+        Output::Table => {
+            let at = &report.worst_tensors;
+            for (what, ratio, tensor) in [
+                ("features", worst.features, &at.features),
+                ("loss", worst.loss, &at.loss),
+                ("gradient", worst.gradient, &at.gradient),
+                ("optimizer", worst.optimizer, &at.optimizer),
+                ("free run", worst.free_run, &at.free_run),
+            ] {
+                println!("{what:<10} {ratio:>10.4}  {tensor}");
+            }
+            println!(
+                "each is a ratio to its bound; 1 or less holds: {}",
+                if report.holds { "all hold" } else { "FAILS" }
+            );
+        }
+    }
+    Ok(if report.holds { Exit::Ok } else { Exit::JobFailed })
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value)
+        .context("the result cannot be written as JSON")
+        .map_err(|e| (Exit::Panic, format!("{e:#}")))?;
+    println!("{text}");
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! From a job's `[model]` to the model that is built, and what others want to know of it before anything is built.
+
+use crate::checkpoint::parts_total;
+use crate::clip::{ConfigError, ModelConfig, Params, Preprocess};
+use argosy_common::config;
+use serde::Serialize;
+use serde_json::json;
+use std::path::Path;
+
+/// Why a job's model cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The file named in `model.config` cannot be read.
+    #[error("model.config = {file:?}: {why}")]
+    File {
+        /// The file.
+        file: String,
+        /// The system's words.
+        why: String,
+    },
+    /// Its content, or the name.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// The model of a job. Relative paths start at `base`.
+///
+/// # Errors
+/// Names the file, name or key that is wrong.
+pub fn resolve(model: &config::ModelConfig, base: &Path) -> Result<(ModelConfig, Preprocess), ModelError> {
+    let (mut built, mut preprocess) = match &model.config {
+        Some(file) => {
+            let path = base.join(file);
+            let text = std::fs::read_to_string(&path).map_err(|e| ModelError::File {
+                file: path.display().to_string(),
+                why: e.to_string(),
+            })?;
+            ModelConfig::from_json(&text)?
+        }
+        None => (ModelConfig::by_name(&model.name)?, Preprocess::default()),
+    };
+    if model.force_quick_gelu {
+        built.quick_gelu = true;
+        if let Some(map) = built.source.as_object_mut() {
+            map.insert("quick_gelu".into(), true.into());
+        }
+    }
+    if let Some(mean) = model.image_mean {
+        preprocess.mean = mean;
+    }
+    if let Some(std) = model.image_std {
+        preprocess.std = std;
+    }
+    Ok((built, preprocess))
+}
+
+/// What `argosy-worker describe-model` prints.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Description {
+    /// Trained numbers.
+    pub parameters: u64,
+    /// Bytes of weights, moments and the count of updates.
+    pub state_bytes: u64,
+    /// Parts of a checkpoint.
+    pub parts_total: u32,
+    /// `{"model_cfg", "preprocess_cfg"}`, as published models carry it.
+    pub model: serde_json::Value,
+    /// Edge of an image in pixels.
+    pub image_size: u32,
+    /// Ids of a caption.
+    pub context_length: u32,
+}
+
+/// Describes a model without building it.
+#[must_use]
+pub fn describe(config: &ModelConfig, preprocess: &Preprocess) -> Description {
+    let parameters = Params::count(config);
+    Description {
+        parameters: parameters as u64,
+        state_bytes: parameters as u64 * 12 + 8,
+        parts_total: parts_total(parameters),
+        model: json!({
+            "model_cfg": config.source,
+            "preprocess_cfg": {"mean": preprocess.mean, "std": preprocess.std},
+        }),
+        image_size: config.vision.image_size as u32,
+        context_length: config.text.context_length as u32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn described_model_can_be_built_from_its_description() {
+        let job = config::ModelConfig {
+            name: "demo-tiny".into(),
+            image_mean: Some([0.1, 0.2, 0.3]),
+            force_quick_gelu: true,
+            ..config::ModelConfig::default()
+        };
+        let (built, preprocess) = resolve(&job, Path::new(".")).unwrap();
+        let described = describe(&built, &preprocess);
+        let (again, preprocess_again) = ModelConfig::from_json(&described.model.to_string()).unwrap();
+        assert_eq!((&again, preprocess_again), (&built, preprocess));
+        assert!(again.quick_gelu && preprocess_again.mean[2] == 0.3);
+        assert_eq!(
+            described.parameters as usize,
+            Params::new(&built, 0).unwrap().values.len()
+        );
+    }
+
+    #[test]
+    fn model_config_file_that_is_missing_is_named() {
+        let job = config::ModelConfig {
+            config: Some("none.json".into()),
+            ..config::ModelConfig::default()
+        };
+        let error = resolve(&job, Path::new("/nonexistent")).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/none.json"), "{error}");
+    }
+}

@@ -1,0 +1,229 @@
+//! Reads a folder made by `tests/peers/dump.py`.
+
+use crate::clip::weights::append_f32;
+use crate::clip::{ModelConfig, Preprocess};
+use crate::engine::{ApplyHyper, Engine, EngineError, Result, TensorSpec, TorchEngine, TorchOptions};
+use safetensors::{Dtype, SafeTensors};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Inputs of one golden step.
+#[derive(Debug, Clone)]
+pub struct GoldenBatch {
+    /// `[rows, 3, S, S]`, normalised.
+    pub images: Vec<f32>,
+    /// `[rows, context]`.
+    pub tokens: Vec<i32>,
+    /// `[rows]`, up to and including the largest id, where OpenCLIP pools.
+    pub lengths: Vec<u16>,
+}
+
+/// A golden folder in memory.
+#[derive(Debug)]
+pub struct Golden {
+    dir: PathBuf,
+    /// `golden.json`.
+    pub meta: serde_json::Value,
+    config: ModelConfig,
+    preprocess: Preprocess,
+    floats: BTreeMap<String, Vec<f32>>,
+    tokens: BTreeMap<String, Vec<i32>>,
+    first: Vec<f32>,
+    table: Vec<TensorSpec>,
+    rows: usize,
+    steps: usize,
+}
+
+impl Golden {
+    /// Reads and checks all four files of `dir`.
+    ///
+    /// # Errors
+    /// Names the file or key that is missing or unfit.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let meta: serde_json::Value =
+            serde_json::from_slice(&read(dir, "golden.json")?).map_err(|e| at(dir, "golden.json", e))?;
+        if meta["args"]["siglip"].as_bool() == Some(true) {
+            return Err(at(
+                dir,
+                "golden.json",
+                "made with --siglip: Argosy has the softmax loss only; dump without it",
+            ));
+        }
+        let text =
+            String::from_utf8(read(dir, "open_clip_config.json")?).map_err(|e| at(dir, "open_clip_config.json", e))?;
+        let (config, preprocess) = ModelConfig::from_json(&text)?;
+        let mut engine = TorchEngine::new(&config, &preprocess, TorchOptions::default())?;
+        engine
+            .load_weights(&read(dir, "open_clip_model.safetensors")?)
+            .map_err(|e| at(dir, "open_clip_model.safetensors", e))?;
+        let mut this = Self {
+            dir: dir.to_owned(),
+            meta,
+            config,
+            preprocess,
+            floats: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            first: engine.params().values.as_slice().to_vec(),
+            table: engine.tensor_table(),
+            rows: 0,
+            steps: 0,
+        };
+        this.read_tensors(&read(dir, "golden.safetensors")?)?;
+        Ok(this)
+    }
+
+    fn read_tensors(&mut self, bytes: &[u8]) -> Result<()> {
+        let file = SafeTensors::deserialize(bytes).map_err(|e| at(&self.dir, "golden.safetensors", e))?;
+        for (name, tensor) in file.iter() {
+            if tensor.dtype() == Dtype::I64 {
+                let ids = tensor
+                    .data()
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .map(|b| i64::from_le_bytes(*b) as i32)
+                    .collect();
+                self.tokens.insert(name.to_owned(), ids);
+            } else {
+                let mut values = Vec::new();
+                append_f32(name, tensor.dtype(), tensor.data(), &mut values)?;
+                self.floats.insert(name.to_owned(), values);
+            }
+        }
+        self.steps = (0..)
+            .take_while(|step| self.floats.contains_key(&format!("step{step}.loss")))
+            .count();
+        self.rows = self.tensor("step0.image_features")?.len() / self.config.embed_dim as usize;
+        if self.rows < 2 {
+            return Err(at(
+                &self.dir,
+                "golden.safetensors",
+                format!("{} rows; two or more expected", self.rows),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Rows of the batch.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Steps that were dumped.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// The model's flat order.
+    #[must_use]
+    pub fn table(&self) -> &[TensorSpec] {
+        &self.table
+    }
+
+    /// Lanes the golden values were made with; 1 says nothing about lanes for a model without BatchNorm.
+    #[must_use]
+    pub fn lanes(&self) -> Option<usize> {
+        self.meta["args"]["lanes"]
+            .as_u64()
+            .filter(|n| *n > 1)
+            .map(|n| n as usize)
+    }
+
+    /// Learning rate and decay of the dump.
+    #[must_use]
+    pub fn hyper(&self) -> ApplyHyper {
+        let arg = |key: &str, default: f64| self.meta["args"][key].as_f64().unwrap_or(default);
+        super::hyper(arg("lr", 5e-4), arg("wd", 0.2))
+    }
+
+    /// A float tensor by its key.
+    ///
+    /// # Errors
+    /// When the file has no such key.
+    pub fn tensor(&self, key: &str) -> Result<Vec<f32>> {
+        let found = self.floats.get(key).cloned();
+        found.ok_or_else(|| at(&self.dir, "golden.safetensors", format!("key {key:?} is missing")))
+    }
+
+    /// `stepN.{kind}.*` of all parameters in the flat order.
+    ///
+    /// # Errors
+    /// Names the key that is missing or misshapen.
+    pub fn flat(&self, step: usize, kind: &str) -> Result<Vec<f32>> {
+        let mut out = Vec::with_capacity(self.first.len());
+        for spec in &self.table {
+            let key = format!("step{step}.{kind}.{}", spec.name);
+            let values = self.tensor(&key)?;
+            if values.len() != spec.len {
+                let why = format!("{key:?} has {} values, the model needs {}", values.len(), spec.len);
+                return Err(at(&self.dir, "golden.safetensors", why));
+            }
+            out.extend(values);
+        }
+        Ok(out)
+    }
+
+    /// Parameters at the beginning of a step.
+    ///
+    /// # Errors
+    /// As [`Golden::flat`].
+    pub fn params_before(&self, step: usize) -> Result<Vec<f32>> {
+        if step == 0 {
+            Ok(self.first.clone())
+        } else {
+            self.flat(step - 1, "param")
+        }
+    }
+
+    /// Inputs of a step.
+    ///
+    /// # Errors
+    /// When they are missing.
+    pub fn batch(&self, step: usize) -> Result<GoldenBatch> {
+        let images = self.tensor(&format!("step{step}.images"))?;
+        let key = format!("step{step}.texts");
+        let tokens = self.tokens.get(&key).cloned();
+        let tokens = tokens.ok_or_else(|| at(&self.dir, "golden.safetensors", format!("key {key:?} is missing")))?;
+        let end = |row: &[i32]| {
+            let best = row
+                .iter()
+                .enumerate()
+                .max_by_key(|(i, id)| (**id, std::cmp::Reverse(*i)));
+            best.map_or(0, |(i, _)| i as u16 + 1)
+        };
+        let lengths = tokens
+            .chunks(self.config.text.context_length as usize)
+            .map(end)
+            .collect();
+        Ok(GoldenBatch {
+            images,
+            tokens,
+            lengths,
+        })
+    }
+
+    /// A fresh engine with the first parameters.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn engine(&self, tile: usize) -> Result<TorchEngine> {
+        let options = TorchOptions {
+            decay: super::DECAY,
+            tile,
+            ..TorchOptions::default()
+        };
+        let mut engine = TorchEngine::new(&self.config, &self.preprocess, options)?;
+        engine.set_params(&self.first)?;
+        Ok(engine)
+    }
+}
+
+fn read(dir: &Path, name: &str) -> Result<Vec<u8>> {
+    std::fs::read(dir.join(name)).map_err(|e| at(dir, name, format!("{e}; make the folder with tests/peers/dump.py")))
+}
+
+fn at(dir: &Path, name: &str, why: impl std::fmt::Display) -> EngineError {
+    EngineError::State(format!("{}: {why}", dir.join(name).display()))
+}

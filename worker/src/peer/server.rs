@@ -1,0 +1,207 @@
+//! One listener a worker: checks hellos, hands ring sockets to whoever builds the ring, serves the base state to those who
+//! heal.
+
+use super::heal::{self, Snapshot};
+use super::hello::{ACCEPTED, HELLO_BYTES, Hello, Purpose, close_on_abort};
+use super::{PeerError, Result};
+use crate::collective::AbortHandle;
+use argosy_common::ids::Generation;
+use argosy_common::plan::generation_secret;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// A caller has so long to show its hello.
+const HELLO_MS: u64 = 5_000;
+
+#[derive(Debug, Default)]
+struct Board {
+    /// Ring sockets that nobody has taken yet.
+    rings: BTreeMap<(Generation, u32), TcpStream>,
+    /// What is served to those who heal in the generation.
+    snapshot: Option<(Generation, Arc<Snapshot>)>,
+    /// Generations up to this one are over; their callers are sent away.
+    over: Option<Generation>,
+    closing: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    board: Mutex<Board>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, board: MutexGuard<'a, Board>) -> MutexGuard<'a, Board> {
+        self.changed.wait(board).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The listener. Lives as long as the worker.
+#[derive(Debug)]
+pub struct PeerServer {
+    addr: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+impl PeerServer {
+    /// Listens on a free loopback port. Callers must know secrets derived from `run_secret`.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub fn start(run_secret: Vec<u8>) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        let addr = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            board: Mutex::new(Board::default()),
+            changed: Condvar::new(),
+        });
+        let theirs = shared.clone();
+        let secret = Arc::new(run_secret);
+        std::thread::Builder::new().name("peer-accept".into()).spawn(move || {
+            for socket in listener.incoming() {
+                if theirs.lock().closing {
+                    return;
+                }
+                let Ok(socket) = socket else { continue };
+                let (shared, secret) = (theirs.clone(), secret.clone());
+                // A thread for each caller: one that is silent or slow must not keep the others waiting.
+                let spawned = std::thread::Builder::new()
+                    .name("peer-call".into())
+                    .spawn(move || answer(socket, &shared, &secret));
+                if let Err(error) = spawned {
+                    tracing::warn!(%error, "no thread for a peer's call");
+                }
+            }
+        })?;
+        Ok(Self { addr, shared })
+    }
+
+    /// Where peers reach it.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Waits for the ring connection of the rank before us.
+    ///
+    /// # Errors
+    /// [`PeerError::Aborted`].
+    pub fn take_ring(&self, generation: Generation, from_rank: u32, abort: &AbortHandle) -> Result<TcpStream> {
+        let shared = self.shared.clone();
+        abort.on_abort(move || {
+            // Under the lock: the waiting thread is either before its check or already waiting.
+            let _board = shared.lock();
+            shared.changed.notify_all();
+        });
+        let mut board = self.shared.lock();
+        loop {
+            if abort.is_aborted() {
+                return Err(PeerError::Aborted);
+            }
+            if let Some(socket) = board.rings.remove(&(generation, from_rank)) {
+                drop(board);
+                let lost = |e: std::io::Error| PeerError::Lost {
+                    addr: format!("rank {from_rank}"),
+                    why: e.to_string(),
+                };
+                close_on_abort(&socket, abort).map_err(lost)?;
+                return Ok(socket);
+            }
+            board = self.shared.wait(board);
+        }
+    }
+
+    /// Serves `snapshot` to those who heal in `generation`.
+    pub fn post(&self, generation: Generation, snapshot: Arc<Snapshot>) {
+        self.shared.lock().snapshot = Some((generation, snapshot));
+        self.shared.changed.notify_all();
+    }
+
+    /// Stops serving: everybody has the base state, and the own one changes now.
+    pub fn withdraw(&self) {
+        self.shared.lock().snapshot = None;
+    }
+
+    /// Sends away who still calls for `generation` or an older one.
+    pub fn close(&self, generation: Generation) {
+        let mut board = self.shared.lock();
+        board.over = board.over.max(Some(generation));
+        board.rings.retain(|(g, _), _| *g > generation);
+        if board.snapshot.as_ref().is_some_and(|(g, _)| *g <= generation) {
+            board.snapshot = None;
+        }
+        drop(board);
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for PeerServer {
+    fn drop(&mut self) {
+        let mut board = self.shared.lock();
+        board.closing = true;
+        board.over = Some(Generation(u64::MAX));
+        board.rings.clear();
+        drop(board);
+        self.shared.changed.notify_all();
+        // The accepting thread looks at `closing` when somebody calls; this is that call.
+        let _ = TcpStream::connect_timeout(&self.addr, Duration::from_secs(1));
+    }
+}
+
+/// One caller, from its hello to the end of what it came for.
+fn answer(mut socket: TcpStream, shared: &Shared, run_secret: &[u8]) {
+    let mut bytes = [0; HELLO_BYTES];
+    let timeout = Some(Duration::from_millis(HELLO_MS));
+    let read = socket
+        .set_read_timeout(timeout)
+        .and_then(|()| socket.read_exact(&mut bytes));
+    let hello = match read {
+        Ok(()) => Hello::decode(&bytes, |g| generation_secret(run_secret, g)),
+        Err(_) => None,
+    };
+    let Some(hello) = hello else {
+        tracing::warn!("a call without the generation's secret was refused");
+        return;
+    };
+    let ready = socket.set_read_timeout(None).and_then(|()| socket.set_nodelay(true));
+    if ready.is_err() || shared.lock().over >= Some(hello.generation) {
+        return;
+    }
+    match hello.purpose {
+        Purpose::Ring { from_rank } => {
+            // The answer comes first: after it the socket carries frames only, and the ring may be waiting for it.
+            let mut board = shared.lock();
+            if board.over < Some(hello.generation) && socket.write_all(&[ACCEPTED]).is_ok() {
+                board.rings.insert((hello.generation, from_rank), socket);
+                shared.changed.notify_all();
+            }
+        }
+        Purpose::Heal => {
+            if let Some(snapshot) = wait_for_snapshot(shared, hello.generation)
+                && socket.write_all(&[ACCEPTED]).is_ok()
+                && let Err(error) = heal::serve(&mut socket, &snapshot)
+            {
+                tracing::warn!(%error, "a healing peer went away");
+            }
+        }
+    }
+}
+
+/// Who heals may call before the own trainer has posted its state; `None` when the generation is over first.
+fn wait_for_snapshot(shared: &Shared, generation: Generation) -> Option<Arc<Snapshot>> {
+    let mut board = shared.lock();
+    loop {
+        match &board.snapshot {
+            Some((g, snapshot)) if *g == generation => return Some(snapshot.clone()),
+            _ if board.over >= Some(generation) => return None,
+            _ => board = shared.wait(board),
+        }
+    }
+}

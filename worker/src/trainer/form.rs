@@ -1,0 +1,171 @@
+//! Entering a generation: the base state first, then the ring.
+
+use super::{BatchSource, Halt, Held, InGeneration, Trainer};
+use crate::collective::{AbortHandle, Collective, ring::RingCollective};
+use crate::engine::{Engine, hash_state_bytes};
+use crate::peer::{self, Hello, PeerError, Purpose, Snapshot};
+use argosy_common::exit::Exit;
+use argosy_common::hash::digest64;
+use argosy_common::ids::Generation;
+use argosy_common::plan::{Plan, StateSource, generation_secret};
+use argosy_common::steplog::StepRecord;
+use argosy_rpc::frame::Fence;
+use std::sync::Arc;
+
+impl<E: Engine, S: BatchSource> Trainer<E, S> {
+    pub(super) fn form(&mut self, plan: Plan) -> Result<InGeneration, Halt> {
+        let generation = plan.generation;
+        let abort = self.setup.aborts.open(generation);
+        let Some(rank) = plan.rank_of(self.setup.worker) else {
+            return Err(Halt::Left(Some(format!(
+                "{} is no member of {generation}",
+                self.setup.worker
+            ))));
+        };
+        self.server.close(Generation(generation.0.saturating_sub(1)));
+        // Batches are made while states travel.
+        self.source.assign(&plan.lanes_of(rank), plan.base.step);
+        let plan_hash = plan.hash();
+        let fence = Fence {
+            run: digest64(plan.run.as_bytes()),
+            generation: generation.0,
+            plan: plan_hash,
+            step: plan.base.step,
+        };
+        if plan.members[rank].heals {
+            self.heal(&plan, fence, &abort)?;
+        } else if self.held != Held::Clean(plan.base) {
+            let why = format!("the plan takes {:?} for {}; it has to heal", self.held, plan.base);
+            return Err(Halt::Left(Some(why)));
+        } else if plan.source == StateSource::Peers && plan.members.iter().any(|m| m.heals) {
+            self.post_snapshot(&plan, fence);
+        }
+        let collective = self.join_ring(&plan, rank, fence, &abort)?;
+        tracing::info!(%generation, rank, members = plan.members.len(), base = %plan.base, "formed");
+        Ok(InGeneration {
+            plan,
+            plan_hash,
+            rank,
+            collective,
+            abort,
+            running: false,
+            stop_after: None,
+        })
+    }
+
+    fn post_snapshot(&self, plan: &Plan, fence: Fence) {
+        let mut bytes = Vec::new();
+        self.engine.export_state(&mut bytes);
+        let hash = hash_state_bytes(&bytes);
+        self.server.post(
+            plan.generation,
+            Arc::new(Snapshot {
+                fence,
+                name: plan.base,
+                bytes,
+                hash,
+            }),
+        );
+    }
+
+    /// Takes over the base state: into a second buffer, checked whole, then swapped in (rule G7).
+    fn heal(&mut self, plan: &Plan, fence: Fence, abort: &AbortHandle) -> Result<(), Halt> {
+        self.setup.failpoint.hit("heal", plan.base.step);
+        let from = match &plan.source {
+            StateSource::Seed => {
+                let fresh = (self.setup.make_engine)()?;
+                self.engine = fresh;
+                "seed".to_owned()
+            }
+            StateSource::Manifest { key } => {
+                let bytes =
+                    crate::checkpoint::restore(&self.setup.run_dir, key, plan.base, &self.engine.tensor_table())
+                        .map_err(|e| Halt::Failed {
+                            exit: Exit::JobFailed,
+                            message: e.to_string(),
+                        })?;
+                self.take_over(&bytes, None, plan)?;
+                "manifest".to_owned()
+            }
+            StateSource::Peers => self.heal_from_peers(plan, fence, abort)?,
+        };
+        self.held = Held::Clean(plan.base);
+        let record = StepRecord::Healed {
+            name: plan.base,
+            gen_: plan.generation,
+            from,
+        };
+        self.write_log(&record)
+    }
+
+    /// Tries the holders one after the other, each healing member beginning with another one.
+    fn heal_from_peers(&mut self, plan: &Plan, fence: Fence, abort: &AbortHandle) -> Result<String, Halt> {
+        let secret = generation_secret(&self.setup.run_secret, plan.generation);
+        let holders: Vec<_> = plan.holders().collect();
+        let first = plan.rank_of(self.setup.worker).unwrap_or(0);
+        let mut last = Halt::Left(Some(format!("nobody in {} holds {}", plan.generation, plan.base)));
+        for turn in 0..holders.len() {
+            let holder = holders[(first + turn) % holders.len()];
+            match peer::fetch(&holder.addr, fence, secret, self.engine.state_len(), abort) {
+                Ok((bytes, hash)) => {
+                    self.take_over(&bytes, Some(hash), plan)?;
+                    return Ok(holder.worker.to_string());
+                }
+                Err(PeerError::Aborted) => return Err(Halt::Left(None)),
+                Err(error) => {
+                    tracing::warn!(from = %holder.worker, %error, "healing failed");
+                    last = error.into();
+                }
+            }
+        }
+        Err(last)
+    }
+
+    fn take_over(&mut self, bytes: &[u8], hash: Option<u64>, plan: &Plan) -> Result<(), Halt> {
+        let before = std::mem::replace(&mut self.held, Held::Dirty);
+        match self.engine.import_state(bytes, hash) {
+            Ok(()) => {
+                self.held = Held::Clean(plan.base);
+                Ok(())
+            }
+            Err(error) => {
+                self.held = before; // an engine checks everything before it writes anything
+                Err(error.into())
+            }
+        }
+    }
+
+    fn join_ring(
+        &self,
+        plan: &Plan,
+        rank: usize,
+        fence: Fence,
+        abort: &AbortHandle,
+    ) -> Result<Box<dyn Collective>, Halt> {
+        let size = plan.members.len();
+        if size == 1 {
+            return Ok(Box::new(RingCollective::alone(fence, abort.clone())));
+        }
+        let secret = generation_secret(&self.setup.run_secret, plan.generation);
+        let hello = Hello {
+            generation: plan.generation,
+            secret,
+            purpose: Purpose::Ring { from_rank: rank as u32 },
+        };
+        let next = peer::connect(&plan.members[(rank + 1) % size].addr, &hello, abort)?;
+        let prev = self
+            .server
+            .take_ring(plan.generation, ((rank + size - 1) % size) as u32, abort)?;
+        let ring = RingCollective::new(rank, size, fence, next, prev, abort.clone())
+            .map_err(|e| Halt::Left(Some(format!("the ring's sockets: {e}"))))?;
+        Ok(Box::new(ring))
+    }
+
+    /// A log that cannot be written ends the run here: a state whose history is lost must not be shown (rule AU1).
+    pub(super) fn write_log(&mut self, record: &StepRecord) -> Result<(), Halt> {
+        self.log.write(record).map_err(|e| Halt::Failed {
+            exit: Exit::JobFailed,
+            message: format!("the step log {} cannot be written: {e}", self.log.path().display()),
+        })
+    }
+}

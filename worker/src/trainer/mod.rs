@@ -1,0 +1,340 @@
+//! The thread that trains. Reads orders between steps, makes steps, and answers with events; knows nothing of the coordinator.
+//!
+//! ```text
+//!   order Form ─▶ base state, ring ─▶ Formed      order Run ─▶ step, step, step ...      any error ─▶ Stopped, state clean
+//! ```
+//!
+//! What is trained at a step does not depend on who computes it; see [`step`] for the step itself, top to bottom.
+
+pub mod aborts;
+pub mod failpoint;
+mod form;
+mod gather;
+mod save;
+mod source;
+mod step;
+
+pub use aborts::Aborts;
+pub use failpoint::Failpoint;
+pub use source::BatchSource;
+
+use crate::checkpoint::Uploader;
+use crate::collective::{AbortHandle, Collective, CollectiveError};
+use crate::engine::{Engine, EngineError};
+use crate::peer::{PeerError, PeerServer};
+use crate::steplog_writer::StepLogWriter;
+use argosy_common::config::TrainConfig;
+use argosy_common::exit::Exit;
+use argosy_common::follower::{Event, TrainerOrder};
+use argosy_common::ids::{Generation, StateName, WorkerId};
+use argosy_common::plan::Plan;
+use argosy_common::shape::RunShape;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+/// Makes the engine with the run's seeded state.
+pub type EngineFactory<E> = Box<dyn FnMut() -> Result<E, EngineError> + Send>;
+/// Where events go. Called from the trainer and from the thread that uploads.
+pub type Emit = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// What a trainer is told once.
+pub struct Setup<E> {
+    /// The run.
+    pub run: String,
+    /// Its worker.
+    pub worker: WorkerId,
+    /// The run folder: step logs and checkpoints go below it.
+    pub run_dir: PathBuf,
+    /// What generation secrets derive from.
+    pub run_secret: Vec<u8>,
+    /// How it trains.
+    pub train: TrainConfig,
+    /// What it trains on.
+    pub shape: RunShape,
+    /// Makes the seeded state, at the start and when a run goes back to it.
+    pub make_engine: EngineFactory<E>,
+    /// Cuts collectives off.
+    pub aborts: Aborts,
+    /// Holds a phase for a test's harness.
+    pub failpoint: Arc<Failpoint>,
+    /// Where events go.
+    pub emit: Emit,
+}
+
+impl<E> std::fmt::Debug for Setup<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Setup")
+            .field("worker", &self.worker)
+            .field("run_dir", &self.run_dir)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether the replicated state may be shown to anybody (rule G2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Clean(StateName),
+    Dirty,
+}
+
+/// The generation the trainer is in.
+#[derive(Debug)]
+struct InGeneration {
+    plan: Plan,
+    plan_hash: u64,
+    rank: usize,
+    collective: Box<dyn Collective>,
+    abort: AbortHandle,
+    running: bool,
+    /// Leave when so many steps are applied.
+    stop_after: Option<u64>,
+}
+
+/// A checkpoint that waits for its boundary.
+#[derive(Debug)]
+struct CheckpointOrder {
+    attempt: u64,
+    at_step: u64,
+    parts: Vec<u32>,
+    parts_total: u32,
+}
+
+/// Why the trainer leaves what it was doing.
+#[derive(Debug)]
+enum Halt {
+    /// The generation, with a clean state; the cause unless it was asked to.
+    Left(Option<String>),
+    /// The run: no other worker could do better.
+    Failed { exit: Exit, message: String },
+}
+
+impl From<CollectiveError> for Halt {
+    fn from(error: CollectiveError) -> Self {
+        match error {
+            CollectiveError::Aborted => Self::Left(None),
+            other => Self::Left(Some(other.to_string())),
+        }
+    }
+}
+
+impl From<PeerError> for Halt {
+    fn from(error: PeerError) -> Self {
+        match error {
+            PeerError::Aborted => Self::Left(None),
+            other => Self::Left(Some(other.to_string())),
+        }
+    }
+}
+
+impl From<EngineError> for Halt {
+    fn from(error: EngineError) -> Self {
+        // The same inputs give the same error on any worker.
+        Self::Failed {
+            exit: Exit::JobFailed,
+            message: error.to_string(),
+        }
+    }
+}
+
+/// The trainer. Generic over the arithmetic and over where batches come from.
+pub struct Trainer<E, S> {
+    setup: Setup<E>,
+    engine: E,
+    source: S,
+    server: PeerServer,
+    log: StepLogWriter,
+    uploader: Uploader,
+    held: Held,
+    inside: Option<InGeneration>,
+    checkpoint: Option<CheckpointOrder>,
+    /// Reused from step to step.
+    buffers: gather::Buffers,
+}
+
+impl<E: std::fmt::Debug, S: std::fmt::Debug> std::fmt::Debug for Trainer<E, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trainer")
+            .field("setup", &self.setup)
+            .field("held", &self.held)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<E: Engine, S: BatchSource> Trainer<E, S> {
+    /// A warm trainer with the seeded state: engine made, port open, log open.
+    ///
+    /// # Errors
+    /// The exit code and a sentence.
+    pub fn new(mut setup: Setup<E>, source: S) -> Result<Self, (Exit, String)> {
+        let engine = (setup.make_engine)().map_err(|e| (Exit::BadConfig, e.to_string()))?;
+        let failed = |what: &str, e: std::io::Error| (Exit::JobFailed, format!("{what}: {e}"));
+        let server = PeerServer::start(setup.run_secret.clone()).map_err(|e| failed("no port for peers", e))?;
+        let log = StepLogWriter::open(&setup.run_dir, setup.worker).map_err(|e| failed("the step log", e))?;
+        let uploader = Uploader::start(setup.run_dir.clone(), setup.emit.clone(), setup.failpoint.clone())
+            .map_err(|e| failed("no thread for uploads", e))?;
+        let held = Held::Clean(StateName::INITIAL);
+        let buffers = gather::Buffers::default();
+        Ok(Self {
+            setup,
+            engine,
+            source,
+            server,
+            log,
+            uploader,
+            held,
+            inside: None,
+            checkpoint: None,
+            buffers,
+        })
+    }
+
+    /// The engine with the state it has come to.
+    #[must_use]
+    pub fn into_engine(self) -> E {
+        self.engine
+    }
+
+    /// Carries out orders until told to quit or until nobody can give any.
+    pub fn run(&mut self, orders: &Receiver<TrainerOrder>) {
+        self.emit(Event::TrainerReady {
+            addr: self.server.addr().to_string(),
+            name: StateName::INITIAL,
+        });
+        loop {
+            let order = if self.wants_to_step() {
+                match orders.try_recv() {
+                    Ok(order) => Some(order),
+                    Err(TryRecvError::Empty) => None,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            } else {
+                match orders.recv() {
+                    Ok(order) => Some(order),
+                    Err(_) => return,
+                }
+            };
+            let done = match order {
+                Some(TrainerOrder::Quit) => return,
+                Some(order) => self.carry_out(order),
+                None => self.step(),
+            };
+            let done = done.and_then(|()| self.at_boundary());
+            if let Err(halt) = done
+                && !self.halt(halt)
+            {
+                return;
+            }
+        }
+    }
+
+    fn emit(&self, event: Event) {
+        (self.setup.emit)(event);
+    }
+
+    fn wants_to_step(&self) -> bool {
+        let Held::Clean(name) = self.held else { return false };
+        self.inside.as_ref().is_some_and(|g| g.running) && name.step < self.setup.shape.total_steps()
+    }
+
+    fn carry_out(&mut self, order: TrainerOrder) -> Result<(), Halt> {
+        let current = self.inside.as_ref().map(|g| g.plan.generation);
+        match order {
+            TrainerOrder::Form { plan } => {
+                let generation = plan.generation;
+                self.inside = None;
+                match self.form(plan) {
+                    Ok(inside) => {
+                        self.inside = Some(inside);
+                        self.emit(Event::TrainerFormed { generation });
+                        Ok(())
+                    }
+                    Err(Halt::Left(cause)) => {
+                        self.stopped(generation, cause);
+                        Ok(())
+                    }
+                    Err(failed) => Err(failed),
+                }
+            }
+            TrainerOrder::Run { generation } => {
+                if let Some(inside) = self.inside.as_mut().filter(|g| g.plan.generation == generation) {
+                    inside.running = true;
+                    // Everybody holds the base state; from now on ours changes.
+                    self.server.withdraw();
+                }
+                Ok(())
+            }
+            TrainerOrder::StopAfter { generation, step } => {
+                if let Some(inside) = self.inside.as_mut().filter(|g| g.plan.generation == generation) {
+                    inside.stop_after = Some(inside.stop_after.unwrap_or(u64::MAX).min(step));
+                } else {
+                    tracing::debug!(%generation, ?current, "an order to stop came late");
+                }
+                Ok(())
+            }
+            TrainerOrder::Checkpoint {
+                attempt,
+                at_step,
+                parts,
+                parts_total,
+            } => {
+                self.checkpoint = Some(CheckpointOrder {
+                    attempt,
+                    at_step,
+                    parts,
+                    parts_total,
+                });
+                Ok(())
+            }
+            TrainerOrder::Quit => Ok(()),
+        }
+    }
+
+    /// What is due between two steps.
+    fn at_boundary(&mut self) -> Result<(), Halt> {
+        let Held::Clean(name) = self.held else { return Ok(()) };
+        self.checkpoint_if_due(name);
+        let stop = self.inside.as_ref().and_then(|g| g.stop_after);
+        if stop.is_some_and(|step| name.step >= step) {
+            return Err(Halt::Left(None));
+        }
+        Ok(())
+    }
+
+    /// Leaves the generation, or the run; false when the thread shall end.
+    fn halt(&mut self, halt: Halt) -> bool {
+        match halt {
+            Halt::Left(cause) => {
+                if let Some(inside) = self.inside.take() {
+                    self.stopped(inside.plan.generation, cause);
+                }
+                true
+            }
+            Halt::Failed { exit, message } => {
+                tracing::error!(message, "the trainer cannot go on");
+                self.inside = None;
+                self.emit(Event::TrainerFailed {
+                    exit: exit.code(),
+                    message,
+                });
+                false
+            }
+        }
+    }
+
+    /// Tells that the generation is left (rule G3): its connections are cut first, so nothing is applied in it any more.
+    fn stopped(&mut self, generation: Generation, cause: Option<String>) {
+        self.inside = None;
+        self.checkpoint = None;
+        self.server.close(generation);
+        // A dirty state is never reported; an APPLY that did not end ended the process.
+        if let Held::Clean(name) = self.held {
+            tracing::info!(%generation, %name, cause, "left the generation");
+            self.emit(Event::TrainerStopped {
+                generation,
+                name,
+                cause,
+            });
+        }
+    }
+}

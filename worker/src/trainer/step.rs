@@ -1,0 +1,351 @@
+//! One step, top to bottom. Replicated state changes in APPLY only, and only behind a complete sentinel (rules G2, G4).
+
+use super::gather::{Layout, Whole, pack_lse};
+use super::{BatchSource, Halt, Held, InGeneration, Trainer};
+use crate::engine::{ApplyHyper, ApplyOut, Encoded, Engine, RowsIn, all_finite};
+use argosy_common::events::StepReport;
+use argosy_common::exit::Exit;
+use argosy_common::follower::Event;
+use argosy_common::ids::StateName;
+use argosy_common::schedule::hyper_at;
+use argosy_common::steplog::{RowState, StepRecord};
+use argosy_shard_loader::LaneBatch;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// The trainer looks at its abort handle so often while it waits for data.
+const LOAD_POLL: Duration = Duration::from_millis(20);
+
+/// Milliseconds by phase.
+struct Timer {
+    last: Instant,
+    phase_ms: BTreeMap<String, f32>,
+}
+
+impl Timer {
+    fn start() -> Self {
+        Self {
+            last: Instant::now(),
+            phase_ms: BTreeMap::new(),
+        }
+    }
+
+    fn lap(&mut self, phase: &str) {
+        let now = Instant::now();
+        *self.phase_ms.entry(phase.to_owned()).or_default() += (now - self.last).as_secs_f32() * 1e3;
+        self.last = now;
+    }
+}
+
+/// What the step came to before APPLY.
+enum Outcome {
+    /// The reduced gradient lies in the engine.
+    Update { loss: f64 },
+    /// Only the name changes, for this reason.
+    PassedOver(String),
+}
+
+impl<E: Engine, S: BatchSource> Trainer<E, S> {
+    /// Makes the next step of the generation.
+    pub(super) fn step(&mut self) -> Result<(), Halt> {
+        let Some(mut inside) = self.inside.take() else {
+            return Ok(());
+        };
+        let result = self.step_inside(&mut inside);
+        self.inside = Some(inside);
+        result
+    }
+
+    fn step_inside(&mut self, inside: &mut InGeneration) -> Result<(), Halt> {
+        let Held::Clean(name) = self.held else { return Ok(()) };
+        let step = name.step;
+        let mut timer = Timer::start();
+        inside.collective.begin_step(step);
+
+        self.hit("load", step);
+        let batches = self.load(inside, step)?;
+        timer.lap("load");
+
+        self.hit("encode", step);
+        let encoded = self.encode(&batches)?;
+        timer.lap("encode");
+
+        self.hit("gather", step);
+        let whole = self.gather(inside, &batches, &encoded)?;
+        refuse_non_finite_rows(inside, &batches, &whole)?;
+        timer.lap("gather");
+
+        let (outcome, own_finite) = if whole.valid < 2 {
+            (
+                Outcome::PassedOver(format!("{} valid rows, a contrast needs two", whole.valid)),
+                true,
+            )
+        } else {
+            let (loss, finite) = self.loss_and_backward(inside, &whole, step, &mut timer)?;
+            self.hit("reduce", step);
+            inside.collective.all_reduce_sum(self.engine.grads_flat()?)?;
+            timer.lap("reduce");
+            (Outcome::Update { loss }, finite)
+        };
+
+        self.hit("sentinel", step);
+        self.sentinel(inside, own_finite, &outcome)?;
+        timer.lap("sentinel");
+
+        self.hit("apply", step);
+        let next = StateName {
+            step: step + 1,
+            applied_gen: inside.plan.generation,
+        };
+        let hyper = hyper_at(&self.setup.train, step, self.setup.shape.total_steps());
+        let applied = self.apply(&outcome, &hyper, next)?;
+        timer.lap("apply");
+
+        self.record(inside, &batches, &whole, &outcome, next)?;
+        let loss = match outcome {
+            Outcome::Update { loss } => Some(loss),
+            Outcome::PassedOver(_) => None,
+        };
+        let report = StepReport {
+            generation: inside.plan.generation,
+            name: next,
+            loss,
+            lr: hyper.lr,
+            logit_scale: applied.logit_scale,
+            grad_norm: applied.grad_norm,
+            valid: whole.valid as u32,
+            masked: count_masked(&batches),
+            phase_ms: timer.phase_ms,
+        };
+        self.emit(Event::Stepped { report });
+        Ok(())
+    }
+
+    fn hit(&self, phase: &'static str, step: u64) {
+        self.setup.failpoint.hit(phase, step);
+    }
+
+    /// LOAD: the batches of the own lanes.
+    fn load(&mut self, inside: &InGeneration, step: u64) -> Result<Vec<LaneBatch>, Halt> {
+        let failed = |message: String| Halt::Failed {
+            exit: Exit::JobFailed,
+            message,
+        };
+        let batches = loop {
+            if inside.abort.is_aborted() {
+                return Err(Halt::Left(None));
+            }
+            match self.source.next(LOAD_POLL) {
+                Ok(Some(batches)) => break batches,
+                Ok(None) => {}
+                Err(error) => return Err(failed(error.to_string())),
+            }
+        };
+        let lanes = inside.plan.lanes_of(inside.rank);
+        let rows = self.setup.shape.lane_rows() as usize;
+        let fits = batches.iter().map(|b| b.lane).eq(lanes.iter().copied())
+            && batches.iter().all(|b| b.step == step && b.states.len() == rows);
+        if !fits {
+            return Err(failed(format!(
+                "the loader gave other batches than those of lanes {lanes:?} at step {step}"
+            )));
+        }
+        Ok(batches)
+    }
+
+    /// ENCODE: valid rows only, in lane order.
+    fn encode(&mut self, batches: &[LaneBatch]) -> Result<Encoded, Halt> {
+        let size = self.engine.image_size();
+        let (pixel_stride, context) = (size * size * 3, self.engine.context_length());
+        let buffers = &mut self.buffers;
+        buffers.pixels.clear();
+        buffers.tokens.clear();
+        buffers.lengths.clear();
+        for batch in batches {
+            for (row, _) in batch.states.iter().enumerate().filter(|(_, s)| **s == RowState::Valid) {
+                buffers
+                    .pixels
+                    .extend_from_slice(&batch.pixels[row * pixel_stride..(row + 1) * pixel_stride]);
+                buffers
+                    .tokens
+                    .extend_from_slice(&batch.tokens[row * context..(row + 1) * context]);
+                buffers.lengths.push(batch.lengths[row]);
+            }
+        }
+        let rows = RowsIn {
+            rows: buffers.lengths.len(),
+            pixels: &buffers.pixels,
+            tokens: &buffers.tokens,
+            lengths: &buffers.lengths,
+        };
+        let micro_rows = self.setup.train.micro_batch.map_or(usize::MAX, |n| n as usize);
+        Ok(self.engine.encode(&rows, micro_rows)?)
+    }
+
+    /// GATHER: features, valid bits, finite flags and digests of all lanes.
+    fn gather(&mut self, inside: &mut InGeneration, batches: &[LaneBatch], own: &Encoded) -> Result<Whole, Halt> {
+        let rows = self.setup.shape.lane_rows() as usize;
+        let layout = Layout::new(&inside.plan, rows, self.engine.feature_dim());
+        layout.pack(batches, own, &mut self.buffers.mine);
+        let lens = layout.lens();
+        self.buffers.all.resize(lens.iter().sum(), 0);
+        inside
+            .collective
+            .all_gather(&self.buffers.mine, &lens, &mut self.buffers.all)?;
+        layout
+            .unpack(inside.rank, &self.buffers.all)
+            .map_err(|why| Halt::Left(Some(why)))
+    }
+
+    /// LOSS and BACKWARD: the own share of the gradient, and whether it is finite.
+    fn loss_and_backward(
+        &mut self,
+        inside: &mut InGeneration,
+        whole: &Whole,
+        step: u64,
+        timer: &mut Timer,
+    ) -> Result<(f64, bool), Halt> {
+        self.hit("loss", step);
+        let own = self.engine.own_lse(&whole.own, whole.valid, &whole.f, &whole.g)?;
+        let members = inside.plan.members.len();
+        let lens = whole.lse_lens(members);
+        pack_lse(&own, &mut self.buffers.mine);
+        self.buffers.all.resize(lens.iter().sum(), 0);
+        inside
+            .collective
+            .all_gather(&self.buffers.mine, &lens, &mut self.buffers.all)?;
+        let all = whole.unpack_lse(members, &self.buffers.all);
+        timer.lap("loss");
+
+        self.hit("backward", step);
+        let loss = self.engine.loss_backward(&all.view())?.loss;
+        // Before the sums mix, so that it is known whose it was (rule G11).
+        let finite = all_finite(self.engine.grads_flat()?);
+        timer.lap("backward");
+        Ok((loss, finite))
+    }
+
+    /// SENTINEL: everybody has come so far, and every gradient was finite.
+    fn sentinel(&mut self, inside: &mut InGeneration, own_finite: bool, outcome: &Outcome) -> Result<(), Halt> {
+        let sentinel = inside.collective.sentinel(own_finite)?;
+        let size = inside.plan.members.len();
+        if sentinel.count != size {
+            return Err(Halt::Left(Some(format!(
+                "{} of {size} members reached the sentinel",
+                sentinel.count
+            ))));
+        }
+        let failed = |message: String| Halt::Failed {
+            exit: Exit::JobFailed,
+            message,
+        };
+        if !own_finite {
+            let lanes = inside.plan.lanes_of(inside.rank);
+            return Err(failed(format!(
+                "the gradient of lanes {lanes:?} is not finite; lower the learning rate"
+            )));
+        }
+        if let Some(rank) = sentinel.not_finite.first() {
+            return Err(Halt::Left(Some(format!("the gradient of rank {rank} is not finite"))));
+        }
+        if matches!(outcome, Outcome::Update { .. }) && !all_finite(self.engine.grads_flat()?) {
+            return Err(failed(
+                "the sum of finite gradients is not finite; lower the learning rate".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// APPLY: the only place where a step changes replicated state.
+    fn apply(
+        &mut self,
+        outcome: &Outcome,
+        hyper: &argosy_common::schedule::Hyper,
+        next: StateName,
+    ) -> Result<ApplyOut, Halt> {
+        // From here to the end of this function the state is shown to nobody; an error in between ends the process.
+        self.held = Held::Dirty;
+        let applied = match outcome {
+            Outcome::Update { .. } => self.engine.apply(&ApplyHyper {
+                lr: hyper.lr,
+                beta1: hyper.beta1,
+                beta2: hyper.beta2,
+                eps: hyper.eps,
+                weight_decay: hyper.weight_decay,
+                clip_norm: hyper.clip_norm,
+            })?,
+            Outcome::PassedOver(_) => ApplyOut {
+                grad_norm: 0.0,
+                logit_scale: self.engine.logit_scale(),
+            },
+        };
+        self.held = Held::Clean(next);
+        Ok(applied)
+    }
+
+    /// Writes the step's line before anybody hears of the new name (rule AU1).
+    fn record(
+        &mut self,
+        inside: &InGeneration,
+        batches: &[LaneBatch],
+        whole: &Whole,
+        outcome: &Outcome,
+        name: StateName,
+    ) -> Result<(), Halt> {
+        for batch in batches {
+            debug_assert_eq!(
+                whole.digests.get(batch.lane as usize),
+                Some(&batch.digest),
+                "own lanes come back"
+            );
+        }
+        let (loss, skipped) = match outcome {
+            Outcome::Update { loss } => (Some(*loss), None),
+            Outcome::PassedOver(why) => (None, Some(why.clone())),
+        };
+        self.hit("log", name.step.saturating_sub(1));
+        self.write_log(&StepRecord::Applied {
+            name,
+            plan_hash: inside.plan_hash,
+            lanes: whole.digests.clone(),
+            valid: whole.valid as u32,
+            masked: whole.masked.clone(),
+            skipped,
+            loss,
+        })
+    }
+}
+
+/// A row that is not finite aborts the step before LOSS (rule G11). Its owner names the sample and ends the run; the others
+/// leave the generation.
+fn refuse_non_finite_rows(inside: &InGeneration, batches: &[LaneBatch], whole: &Whole) -> Result<(), Halt> {
+    let Some((lane, row)) = whole.not_finite else {
+        return Ok(());
+    };
+    let Some(batch) = batches.iter().find(|b| b.lane == lane) else {
+        let owner = inside.plan.lanes.get(lane as usize).copied().unwrap_or_default();
+        return Err(Halt::Left(Some(format!(
+            "row {row} of lane {lane}, of rank {owner}, has features that are not finite"
+        ))));
+    };
+    let sample = batch
+        .samples
+        .get(row as usize)
+        .map_or_else(|| "unknown".into(), ToString::to_string);
+    let message = format!(
+        "lane {lane}, row {row}, sample {sample} (source/shard/row) has features that are not finite; the weights have \
+         diverged, lower the learning rate"
+    );
+    Err(Halt::Failed {
+        exit: Exit::JobFailed,
+        message,
+    })
+}
+
+fn count_masked(batches: &[LaneBatch]) -> BTreeMap<argosy_common::steplog::MaskReason, u32> {
+    let mut masked = BTreeMap::new();
+    for (_, reason) in batches.iter().flat_map(LaneBatch::masked) {
+        *masked.entry(reason).or_default() += 1;
+    }
+    masked
+}

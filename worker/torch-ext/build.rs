@@ -1,0 +1,36 @@
+//! Compiles `cpp/shim.cpp` against the headers of the libtorch that torch-sys links.
+#![allow(clippy::print_stdout)] // how a build script talks to Cargo
+
+use std::path::PathBuf;
+
+fn main() {
+    println!("cargo:rerun-if-changed=cpp/shim.cpp");
+    println!("cargo:rerun-if-changed=cpp/shim.h");
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    // torch-sys tells its direct dependents where it found the libraries; the headers lie beside them.
+    let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
+        println!("cargo::error=torch-sys did not say where libtorch is: run `cargo xtask setup`, then build again");
+        return;
+    };
+    let root = lib.parent().map_or_else(|| lib.clone(), PathBuf::from);
+    let include = root.join("include");
+    if !include.join("ATen/ops/_fused_adamw.h").exists() {
+        println!(
+            "cargo::error={} holds no libtorch headers: run `cargo xtask setup`",
+            include.display()
+        );
+        return;
+    }
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(1)
+        .warnings(false) // libtorch's headers warn; ours is 150 lines
+        .include(&include)
+        .include(include.join("torch/csrc/api/include"))
+        .file("cpp/shim.cpp")
+        .compile("argosy_torch_shim");
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    // For this crate's own tests; `worker` does the same for its binaries.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+}

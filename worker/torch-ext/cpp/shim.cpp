@@ -1,0 +1,83 @@
+#include "shim.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
+
+namespace {
+
+char *copy_message(const char *text) {
+  const size_t len = std::strlen(text) + 1;
+  char *out = static_cast<char *>(std::malloc(len));
+  if (out != nullptr) std::memcpy(out, text, len);
+  return out;
+}
+
+std::vector<at::Tensor> list(at::Tensor *const *tensors, size_t n) {
+  std::vector<at::Tensor> out;
+  out.reserve(n);
+  for (size_t i = 0; i < n; ++i) out.push_back(*tensors[i]);
+  return out;
+}
+
+// Runs `body` and turns whatever it throws into a message.
+template <typename F> char *guarded(F &&body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error &e) {
+    return copy_message(e.what_without_backtrace());
+  } catch (const std::exception &e) {
+    return copy_message(e.what());
+  } catch (...) {
+    return copy_message("unknown C++ exception");
+  }
+}
+
+} // namespace
+
+extern "C" {
+
+void argosy_ext_free(char *message) { std::free(message); }
+
+char *argosy_ext_backward(at::Tensor *const *outputs, at::Tensor *const *upstream, size_t n) {
+  return guarded([&] { torch::autograd::backward(list(outputs, n), list(upstream, n)); });
+}
+
+char *argosy_ext_set_grad(at::Tensor *leaf, at::Tensor *grad) {
+  return guarded([&] {
+    TORCH_CHECK(leaf->is_leaf() && leaf->requires_grad(), "only a leaf that requires a gradient can be given one");
+    TORCH_CHECK(leaf->sizes() == grad->sizes() && leaf->dtype() == grad->dtype(), "gradient does not fit its leaf");
+    leaf->mutable_grad() = *grad;
+  });
+}
+
+char *argosy_ext_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads, at::Tensor *const *exp_avg,
+                             at::Tensor *const *exp_avg_sq, at::Tensor *const *steps, size_t n, double lr,
+                             double beta1, double beta2, double weight_decay, double eps) {
+  return guarded([&] {
+    // Leaves that require a gradient may be written in place only without a graph.
+    c10::NoGradGuard no_grad;
+    const auto p = list(params, n), g = list(grads, n), m = list(exp_avg, n), v = list(exp_avg_sq, n);
+    const auto s = list(steps, n);
+    at::_fused_adamw_(p, g, m, v, /*max_exp_avg_sqs=*/{}, s, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false,
+                      /*maximize=*/false);
+  });
+}
+
+char *argosy_ext_f32_data(at::Tensor *tensor, float **data, size_t *len) {
+  return guarded([&] {
+    TORCH_CHECK(tensor->device().is_cpu() && tensor->scalar_type() == at::kFloat && tensor->is_contiguous(),
+                "a flat buffer is a contiguous f32 tensor in main memory");
+    *data = tensor->mutable_data_ptr<float>();
+    *len = static_cast<size_t>(tensor->numel());
+  });
+}
+
+} // extern "C"

@@ -1,0 +1,19 @@
+// The border between Rust and what tch does not expose. Every function returns NULL, or a message made by malloc that
+// the caller gives back to argosy_ext_free. No exception leaves this file.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace at {
+class Tensor;
+}
+
+extern "C" {
+void argosy_ext_free(char *message);
+char *argosy_ext_backward(at::Tensor *const *outputs, at::Tensor *const *upstream, size_t n);
+char *argosy_ext_set_grad(at::Tensor *leaf, at::Tensor *grad);
+char *argosy_ext_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads, at::Tensor *const *exp_avg,
+                             at::Tensor *const *exp_avg_sq, at::Tensor *const *steps, size_t n, double lr,
+                             double beta1, double beta2, double weight_decay, double eps);
+char *argosy_ext_f32_data(at::Tensor *tensor, float **data, size_t *len);
+}

@@ -1,0 +1,89 @@
+//! Declarations of `cpp/shim.h` and the thinnest safe functions over them.
+#![allow(unsafe_code)] // the C++ border
+
+use crate::{AdamWHyper, ExtError, Result};
+use std::ffi::{CStr, c_char};
+
+/// `at::Tensor*`, as tch hands it out.
+pub(crate) type RawTensor = *mut torch_sys::C_tensor;
+
+unsafe extern "C" {
+    fn argosy_ext_free(message: *mut c_char);
+    fn argosy_ext_backward(outputs: *const RawTensor, upstream: *const RawTensor, n: usize) -> *mut c_char;
+    fn argosy_ext_set_grad(leaf: RawTensor, grad: RawTensor) -> *mut c_char;
+    fn argosy_ext_fused_adamw(
+        params: *const RawTensor,
+        grads: *const RawTensor,
+        exp_avg: *const RawTensor,
+        exp_avg_sq: *const RawTensor,
+        steps: *const RawTensor,
+        n: usize,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+    ) -> *mut c_char;
+    fn argosy_ext_f32_data(tensor: RawTensor, data: *mut *mut f32, len: *mut usize) -> *mut c_char;
+}
+
+fn check(call: &'static str, message: *mut c_char) -> Result<()> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a message that is not null is a zero-terminated string from malloc that the shim gave away; it is read
+    // before it is freed and not used afterwards.
+    let text = unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        argosy_ext_free(message);
+        text
+    };
+    Err(ExtError {
+        call,
+        message: text.lines().next().unwrap_or_default().to_owned(),
+    })
+}
+
+pub(crate) fn backward(outputs: &[RawTensor], upstream: &[RawTensor]) -> Result<()> {
+    // SAFETY: both lists hold pointers of live tensors (borrowed by the caller) and have the same length; the shim
+    // copies the handles and catches every exception.
+    check("backward", unsafe {
+        argosy_ext_backward(outputs.as_ptr(), upstream.as_ptr(), outputs.len())
+    })
+}
+
+pub(crate) fn set_grad(leaf: RawTensor, grad: RawTensor) -> Result<()> {
+    // SAFETY: both are live tensors; the shim checks that one fits the other and takes a counted handle of `grad`.
+    check("set_grad", unsafe { argosy_ext_set_grad(leaf, grad) })
+}
+
+pub(crate) fn fused_adamw(lists: [&[RawTensor]; 5], h: &AdamWHyper) -> Result<()> {
+    let [params, grads, exp_avg, exp_avg_sq, steps] = lists.map(<[RawTensor]>::as_ptr);
+    let n = lists[0].len();
+    // SAFETY: five lists of `n` live tensors each; libtorch checks shapes and types and the shim catches what it throws.
+    check("fused_adamw", unsafe {
+        argosy_ext_fused_adamw(
+            params,
+            grads,
+            exp_avg,
+            exp_avg_sq,
+            steps,
+            n,
+            h.lr,
+            h.beta1,
+            h.beta2,
+            h.weight_decay,
+            h.eps,
+        )
+    })
+}
+
+/// Address and length of a contiguous f32 tensor in main memory.
+pub(crate) fn f32_data(tensor: RawTensor) -> Result<(*mut f32, usize)> {
+    let (mut data, mut len) = (std::ptr::null_mut(), 0usize);
+    // SAFETY: a live tensor and two places to write to.
+    check("f32_data", unsafe {
+        argosy_ext_f32_data(tensor, &raw mut data, &raw mut len)
+    })?;
+    Ok((data, len))
+}

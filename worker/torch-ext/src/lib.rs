@@ -1,0 +1,170 @@
+//! What tch does not expose of libtorch: backward with upstream gradients, gradients that live in a buffer of ours, and
+//! the fused AdamW kernel over lists of tensors. One small C++ file over ATen; all unsafe code of the worker is here.
+
+mod ffi;
+mod flat;
+
+pub use flat::{FlatBuffer, bytes_of};
+
+use ffi::RawTensor;
+use tch::Tensor;
+
+/// A C++ exception, caught at the border.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("libtorch ({call}): {message}")]
+pub struct ExtError {
+    /// Function of this crate that failed.
+    pub call: &'static str,
+    /// First line of what libtorch said.
+    pub message: String,
+}
+
+/// Result of a call into libtorch.
+pub type Result<T> = std::result::Result<T, ExtError>;
+
+/// Runs the backward pass from `outputs` with the given upstream gradients (same shapes, pairwise) and adds into the
+/// `.grad` of every leaf reached.
+///
+/// # Errors
+/// When the lists differ in length or libtorch refuses (shapes, a graph already freed).
+pub fn backward(outputs: &[&Tensor], upstream: &[&Tensor]) -> Result<()> {
+    same_len("backward", outputs.len(), &[upstream.len()])?;
+    ffi::backward(&raw(outputs), &raw(upstream))
+}
+
+/// Makes `grad` the place where backward passes add the gradient of `leaf`; it keeps its storage from then on.
+///
+/// # Errors
+/// When `leaf` is no leaf that requires a gradient, or shapes or types differ.
+pub fn set_grad(leaf: &Tensor, grad: &Tensor) -> Result<()> {
+    ffi::set_grad(leaf.as_ptr().cast_mut(), grad.as_ptr().cast_mut())
+}
+
+/// Tensors of one parameter group, pairwise; `steps` are f32 scalars that hold the count *after* this update.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWLists<'a> {
+    pub params: &'a [&'a Tensor],
+    pub grads: &'a [&'a Tensor],
+    pub exp_avg: &'a [&'a Tensor],
+    pub exp_avg_sq: &'a [&'a Tensor],
+    pub steps: &'a [&'a Tensor],
+}
+
+/// Numbers of one AdamW update (Loshchilov and Hutter, decoupled decay).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWHyper {
+    pub lr: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+}
+
+/// One AdamW update in place: `p *= 1 - lr*wd`, then `p -= lr * m^ / (sqrt(v^) + eps)` with bias-corrected moments.
+///
+/// # Errors
+/// When the lists differ in length or libtorch refuses; parameters may then be partly written.
+pub fn fused_adamw(lists: &AdamWLists<'_>, hyper: &AdamWHyper) -> Result<()> {
+    let others = [
+        lists.grads.len(),
+        lists.exp_avg.len(),
+        lists.exp_avg_sq.len(),
+        lists.steps.len(),
+    ];
+    same_len("fused_adamw", lists.params.len(), &others)?;
+    if lists.params.is_empty() {
+        return Ok(());
+    }
+    ffi::fused_adamw(
+        [
+            &raw(lists.params),
+            &raw(lists.grads),
+            &raw(lists.exp_avg),
+            &raw(lists.exp_avg_sq),
+            &raw(lists.steps),
+        ],
+        hyper,
+    )
+}
+
+fn raw(tensors: &[&Tensor]) -> Vec<RawTensor> {
+    tensors.iter().map(|t| t.as_ptr().cast_mut()).collect()
+}
+
+fn same_len(call: &'static str, first: usize, others: &[usize]) -> Result<()> {
+    if others.iter().all(|n| *n == first) {
+        return Ok(());
+    }
+    Err(ExtError {
+        call,
+        message: format!("lists of tensors differ in length: {first} and {others:?}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    #[test]
+    fn backward_with_upstream_gradients_adds_into_the_given_buffer() {
+        let mut grads = FlatBuffer::zeros(5).unwrap();
+        let params = FlatBuffer::zeros(5).unwrap();
+        let leaf = params.leaf(1, &[2, 2]).unwrap();
+        set_grad(&leaf, &grads.view(1, &[2, 2]).unwrap()).unwrap();
+        let up = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0]).view([2, 2]);
+        for _ in 0..2 {
+            let out = &leaf * 3.0;
+            backward(&[&out], &[&up]).unwrap();
+        }
+        assert_eq!(grads.as_slice(), &[0.0, 6.0, 12.0, 18.0, 24.0]);
+        grads.as_mut_slice().fill(0.0);
+        assert_eq!(leaf.grad().abs().sum(Kind::Double).double_value(&[]), 0.0);
+    }
+
+    #[test]
+    fn backward_of_wrong_shape_is_an_error_not_an_abort() {
+        let leaf = Tensor::zeros([3], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
+        let out = &leaf * 2.0;
+        let error = backward(&[&out], &[&Tensor::zeros([4], (Kind::Float, tch::Device::Cpu))]).unwrap_err();
+        assert_eq!(error.call, "backward");
+        assert!(backward(&[&out], &[]).is_err());
+        assert!(set_grad(&out, &leaf).is_err(), "not a leaf");
+    }
+
+    #[test]
+    fn fused_adamw_two_updates_follow_the_formula() {
+        let hyper = AdamWHyper {
+            lr: 0.1,
+            beta1: 0.9,
+            beta2: 0.98,
+            eps: 1e-6,
+            weight_decay: 0.2,
+        };
+        let mut bufs: Vec<FlatBuffer> = (0..4).map(|_| FlatBuffer::zeros(2).unwrap()).collect();
+        bufs[0].as_mut_slice().copy_from_slice(&[1.0, -2.0]);
+        bufs[1].as_mut_slice().copy_from_slice(&[0.5, 0.25]);
+        let (mut p, mut m, mut v) = ([1.0f64, -2.0], [0.0f64; 2], [0.0f64; 2]);
+        for count in 1..=2 {
+            let step = Tensor::from(count as f32);
+            let views: Vec<Tensor> = bufs.iter().map(|b| b.view(0, &[2]).unwrap()).collect();
+            let lists = AdamWLists {
+                params: &[&views[0]],
+                grads: &[&views[1]],
+                exp_avg: &[&views[2]],
+                exp_avg_sq: &[&views[3]],
+                steps: &[&step],
+            };
+            fused_adamw(&lists, &hyper).unwrap();
+            for (k, g) in [0.5f64, 0.25].into_iter().enumerate() {
+                m[k] = 0.9 * m[k] + 0.1 * g;
+                v[k] = 0.98 * v[k] + 0.02 * g * g;
+                let (mh, vh) = (m[k] / (1.0 - 0.9f64.powi(count)), v[k] / (1.0 - 0.98f64.powi(count)));
+                p[k] = p[k] * (1.0 - 0.1 * 0.2) - 0.1 * mh / (vh.sqrt() + 1e-6);
+            }
+        }
+        for (got, want) in bufs[0].as_slice().iter().zip(p) {
+            assert!((f64::from(*got) - want).abs() < 1e-6, "{got} is not {want}");
+        }
+    }
+}
