@@ -85,6 +85,10 @@ pub struct Conductor {
     /// Persists under way; what to do after each, in order.
     pending: VecDeque<AfterPersist>,
     stopping: bool,
+    /// Some step changed the weights.
+    any_update: bool,
+    /// When the brain was last stepped.
+    last_step: Tick,
     announced_waiting: Option<(u32, u32)>,
 }
 
@@ -136,6 +140,8 @@ impl Conductor {
             fruitless: 0,
             pending: VecDeque::new(),
             stopping: false,
+            any_update: restored.head.is_some(),
+            last_step: 0,
             announced_waiting: None,
             phase: if restored.finished.is_some() {
                 Phase::Ended
@@ -148,6 +154,12 @@ impl Conductor {
 
     /// Takes one event and says what to do about it. `now` never goes back; if it does, deadlines are late, nothing breaks.
     pub fn step(&mut self, event: Event, now: Tick) -> Vec<Command> {
+        // Ticks come four times in a failure budget. After a longer gap it was this process that stood still (stopped,
+        // suspended, starved), and the heartbeats of those who did not are still in the queue.
+        if now.saturating_sub(self.last_step) > self.settings.failure_budget_ms / 2 {
+            self.seats.forgive(now);
+        }
+        self.last_step = now;
         let mut turn = Turn {
             now,
             commands: Vec::new(),
@@ -198,7 +210,12 @@ impl Conductor {
     #[must_use]
     pub fn next_deadline(&self) -> Option<(Tick, &'static str)> {
         let backing_off = self.not_before.map(|tick| (tick, "back-off after losses"));
-        let mut deadlines = vec![self.seats.next_deadline(&self.settings), backing_off];
+        let own_pace = (
+            self.last_step + self.settings.failure_budget_ms / 4,
+            "a pause of our own is noticed",
+        );
+        let watching = (self.seats.len() > 0).then_some(own_pace);
+        let mut deadlines = vec![self.seats.next_deadline(&self.settings), backing_off, watching];
         match &self.phase {
             Phase::Closing { deadline, .. } => deadlines.push(Some((*deadline, "members answer the closing"))),
             Phase::Forming { deadline, .. } => deadlines.push(Some((*deadline, "members form"))),
@@ -252,6 +269,7 @@ impl Conductor {
             FromWorker::StepDone { report } => self.step_done(worker, report, turn),
             FromWorker::PartUploaded { attempt, part, name } => self.part_uploaded(worker, attempt, part, name, turn),
             FromWorker::PartFailed { attempt, reason } => {
+                self.ledger.missed(attempt);
                 self.abandon_attempt(attempt, &format!("{worker}: {reason}"), turn);
             }
             FromWorker::Failed { exit, message } => {
@@ -277,20 +295,21 @@ impl Conductor {
         let first = report.name.step > self.steps_done;
         self.steps_done = self.steps_done.max(report.name.step);
         if first {
+            self.any_update |= report.loss.is_some();
             turn.announce(RunEvent::StepDone { report, worker });
         }
-        self.maybe_open_attempt(turn);
     }
 
+    /// The first stop waits for a generation under way to train, takes a checkpoint and ends; the second ends at once.
     fn stop_requested(&mut self, turn: &mut Turn) {
-        let again = std::mem::replace(&mut self.stopping, true);
-        let running = matches!(self.phase, Phase::Running { .. });
-        if again || !running {
-            let name = self.ledger.head().map_or(StateName::INITIAL, |h| h.name);
-            self.end(Outcome::Interrupted { name }, turn);
-        } else {
-            self.maybe_open_attempt(turn);
+        if std::mem::replace(&mut self.stopping, true) {
+            self.interrupt(turn);
         }
+    }
+
+    fn interrupt(&mut self, turn: &mut Turn) {
+        let name = self.ledger.head().map_or(StateName::INITIAL, |h| h.name);
+        self.end(Outcome::Interrupted { name }, turn);
     }
 
     /// Tells everybody and ends. Nothing that happens later changes the outcome.

@@ -118,7 +118,7 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Valid rows of the whole step.
     pub valid: u32,
-    /// Rows of this worker's lanes that took no part, by reason.
+    /// Rows of the whole step that took no part, by reason.
     pub masked: BTreeMap<MaskReason, u32>,
     /// Milliseconds by phase: load, encode, gather, loss, reduce, apply.
     pub phase_ms: BTreeMap<String, f32>,

@@ -56,13 +56,13 @@ impl Ledger {
         self.open.is_some()
     }
 
-    /// Whether all parts of the attempt under way are there: its manifest is being written or committed.
+    /// State of the attempt under way, if all its parts are there: its manifest is being written or committed.
     #[must_use]
-    pub fn is_sealed(&self) -> bool {
-        self.sealed && self.open.is_some()
+    pub fn sealed_name(&self) -> Option<StateName> {
+        self.open.as_ref().filter(|_| self.sealed).and_then(|a| a.name)
     }
 
-    /// Attempts given up since the last commit.
+    /// Attempts since the last commit whose order came after its boundary.
     #[must_use]
     pub fn misses(&self) -> u32 {
         self.misses
@@ -170,8 +170,14 @@ impl Ledger {
             return false;
         }
         self.open = None;
-        self.misses += 1;
         true
+    }
+
+    /// A worker was past the boundary when the order came: the next one is given further ahead.
+    pub fn missed(&mut self, number: u64) {
+        if !self.sealed && self.open.as_ref().is_some_and(|a| a.number == number) {
+            self.misses += 1;
+        }
     }
 
     /// The manifest of a sealed attempt could not be written: it may be given up after all.

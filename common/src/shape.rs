@@ -82,11 +82,14 @@ impl RunShape {
     }
 }
 
+/// Most lanes of a run: plans list them all, and a plan must fit a message.
+pub const LANES_MAX: u32 = 65_536;
+
 /// The default number of lanes (rule L5): the largest divisor of `batch` with `Q <= B/8` and
 /// `Q <= max(1024, 8*workers_max)`, at least 1.
 #[must_use]
 pub fn default_lanes(batch: u32, workers_max: u32) -> u32 {
-    let limit = (batch / 8).min(1024.max(workers_max.saturating_mul(8)));
+    let limit = (batch / 8).min(1024.max(workers_max.saturating_mul(8))).min(LANES_MAX);
     (1..=limit.max(1)).rev().find(|q| batch.is_multiple_of(*q)).unwrap_or(1)
 }
 

@@ -172,12 +172,7 @@ async fn serve_run(
         "the coordinator is up"
     );
     let guests = Arc::new(Guests::new(options.spawns));
-    let budget = Duration::from_millis(options.job.failure.failure_budget_ms);
-    let limits = Limits {
-        connections_max: options.job.workers.max as usize + SPARE_CONNECTIONS,
-        hello_within: budget,
-        keep_alive: budget,
-    };
+    let limits = limits(&options);
     let (ready, conductor) = oneshot::channel();
     let (result, outcome) = oneshot::channel();
     let welcome = options.welcome();
@@ -186,7 +181,7 @@ async fn serve_run(
         brain: Conductor::new(options.settings(store.term()), restored.clone()),
         started: started(&options),
         manifest: manifest(&options),
-        garbage: restored.open_attempts.clone(),
+        garbage: restored.garbage(),
         journal: journal::Args {
             path: options.run_dir.join(EVENTS_FILE),
             progress: options.progress,
@@ -239,6 +234,15 @@ impl Drop for Cleanup {
         for task in &self.tasks {
             task.abort();
         }
+    }
+}
+
+fn limits(options: &CoordinatorOptions) -> Limits {
+    let budget = Duration::from_millis(options.job.failure.failure_budget_ms);
+    Limits {
+        connections_max: options.job.workers.max as usize + SPARE_CONNECTIONS,
+        hello_within: budget,
+        keep_alive: budget,
     }
 }
 

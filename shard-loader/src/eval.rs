@@ -1,6 +1,6 @@
 //! Evaluation: every sample of some shards once, in order, through the evaluation transform.
 
-use crate::decode::{Decoder, Rgb};
+use crate::decode::{Rgb, decode};
 use crate::error::DataError;
 use crate::expand;
 use crate::sample::{Group, Grouper, Keys};
@@ -11,6 +11,9 @@ use argosy_common::steplog::MaskReason;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
+
+/// Largest shard of an evaluation, in bytes: far above what shards are, and below what would get the process killed.
+const SHARD_BYTES_MAX: u64 = 8 << 30;
 
 /// How evaluation pictures are prepared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +39,7 @@ pub struct EvalSample {
     pub pixels: Vec<u8>,
     /// The number in its `.cls` member, if it has one.
     pub class: Option<u32>,
-    /// Its caption, if it has one; not cleaned.
+    /// Its caption, if it has one that is UTF-8; not cleaned.
     pub caption: Option<String>,
 }
 
@@ -48,7 +51,6 @@ pub struct EvalReader {
     config: EvalConfig,
     keys: Keys,
     open: Option<OpenShard>,
-    decoder: Decoder,
     transformer: Transformer,
     picture: Rgb,
     left_out: BTreeMap<MaskReason, u64>,
@@ -73,7 +75,6 @@ impl EvalReader {
             keys: Keys::new(&config.image_key, &config.text_key),
             config,
             open: None,
-            decoder: Decoder::default(),
             transformer: Transformer::default(),
             picture: Rgb::default(),
             left_out: BTreeMap::new(),
@@ -132,6 +133,14 @@ impl EvalReader {
                 groups: VecDeque::new(),
             });
         }
+        if size > SHARD_BYTES_MAX {
+            return Err(DataError::Io {
+                file: location.to_owned(),
+                error: format!(
+                    "{size} bytes; evaluation holds a whole shard in memory and takes at most {SHARD_BYTES_MAX}, split it"
+                ),
+            });
+        }
         let bytes = self.store.read(location, 0..size, size, etag.as_deref())?;
         let mut grouper = Grouper::default();
         let mut groups = VecDeque::new();
@@ -153,9 +162,12 @@ impl EvalReader {
         let class = class
             .map(|c| c.trim().parse().map_err(|_| MaskReason::Caption))
             .transpose()?;
-        let caption = group.text(&self.keys).map(text).transpose()?.map(str::to_owned);
-        self.decoder
-            .decode(slice(image), self.config.max_image_pixels, &mut self.picture)?;
+        // Classification needs picture and class only: a caption nobody can read takes nothing from the sample.
+        let caption = group
+            .text(&self.keys)
+            .and_then(|range| text(range).ok())
+            .map(str::to_owned);
+        decode(slice(image), self.config.max_image_pixels, &mut self.picture)?;
         let side = self.config.image_size as usize;
         let mut pixels = vec![0; side * side * 3];
         self.transformer

@@ -6,6 +6,8 @@
 //! The way of one sample: [`index`] says where its bytes lie, [`store`] reads them, [`tar`] slices them without a copy,
 //! [`sample`] groups the slices, [`decode`] and [`transform`] make pixels, [`tokenize`] makes tokens, [`loader`] puts
 //! them into a [`LaneBatch`].
+//!
+//! Pictures are JPEG, PNG or WebP, told by their bytes. GIF and BMP, which OpenCLIP would read, are masked `format`.
 
 pub mod batch;
 pub mod decode;

@@ -6,6 +6,7 @@
 //! that shrink more in height.
 
 use crate::decode::Rgb;
+use std::ops::Range;
 
 /// Fractional bits of a weight: 32 less 8 for a byte, less 2 for the filter's overshoot.
 const FRACTION_BITS: u32 = 22;
@@ -36,12 +37,24 @@ impl Crop {
             height: picture.height,
         }
     }
+
+    /// Its columns in a picture of `width`.
+    fn columns(&self, width: usize) -> Range<usize> {
+        let first = self.left.min(width);
+        first..first + self.width.min(width - first)
+    }
+
+    /// Its rows in a picture of `height`.
+    fn rows(&self, height: usize) -> Range<usize> {
+        let first = self.top.min(height);
+        first..first + self.height.min(height - first)
+    }
 }
 
 /// Weights of every output pixel along one axis.
 #[derive(Debug, Default)]
 struct Weights {
-    /// (first input pixel, number of input pixels) per output pixel.
+    /// (first input pixel, number of input pixels) per output pixel, relative to the first that any of them needs.
     spans: Vec<(usize, usize)>,
     /// `taps` weights per output pixel, zero beyond its span.
     values: Vec<i32>,
@@ -62,10 +75,23 @@ impl Resizer {
     ///
     /// A crop reaching beyond the picture is cut to it; an empty crop or target gives an empty picture.
     pub fn resize(&mut self, source: &Rgb, crop: Crop, width: usize, height: usize, out: &mut Rgb) {
-        let left = crop.left.min(source.width);
-        let top = crop.top.min(source.height);
-        let from_width = crop.width.min(source.width - left);
-        let from_height = crop.height.min(source.height - top);
+        let part = Crop {
+            left: 0,
+            top: 0,
+            width,
+            height,
+        };
+        self.resize_part(source, crop, (width, height), part, out);
+    }
+
+    /// The rectangle `part` of what [`resize`](Self::resize) to `target` (width, height) gives, byte for byte, at the cost
+    /// of that rectangle: a thin picture grows to gigabytes when its short side is enlarged.
+    pub fn resize_part(&mut self, source: &Rgb, crop: Crop, target: (usize, usize), part: Crop, out: &mut Rgb) {
+        let (from_columns, from_rows) = (crop.columns(source.width), crop.rows(source.height));
+        let (left, from_width) = (from_columns.start, from_columns.len());
+        let (top, from_height) = (from_rows.start, from_rows.len());
+        let (columns, rows) = (part.columns(target.0), part.rows(target.1));
+        let (width, height) = (columns.len(), rows.len());
         out.width = width;
         out.height = height;
         out.pixels.clear();
@@ -74,22 +100,31 @@ impl Resizer {
             return;
         }
         out.pixels.resize(width * height * 3, 0);
+        let need_horizontal = target.0 != from_width;
+        let need_vertical = target.1 != from_height;
+        let vertical_first = vertical_first((from_width, from_height), target);
+        // Only the input that weighs in the part is looked at from here on.
+        let columns = match need_horizontal {
+            true => self.horizontal.prepare(from_width, target.0, columns),
+            false => columns,
+        };
+        let rows = match need_vertical {
+            true => self.vertical.prepare(from_height, target.1, rows),
+            false => rows,
+        };
+        let (from_width, from_height) = (columns.len(), rows.len());
         let stride = source.width * 3;
         let view = View {
-            bytes: &source.pixels[top * stride + left * 3..],
+            bytes: &source.pixels[(top + rows.start) * stride + (left + columns.start) * 3..],
             stride,
             width: from_width,
             height: from_height,
         };
-        let need_horizontal = width != from_width;
-        let need_vertical = height != from_height;
-        self.horizontal.prepare(from_width, width);
-        self.vertical.prepare(from_height, height);
         match (need_horizontal, need_vertical) {
             (false, false) => view.copy_to(&mut out.pixels),
             (true, false) => horizontal(&view, &self.horizontal, &mut self.block, &mut out.pixels),
             (false, true) => vertical(&view, &self.vertical, &mut out.pixels),
-            (true, true) if vertical_first(&view, width, height) => {
+            (true, true) if vertical_first => {
                 self.between.resize(from_width * height * 3, 0);
                 vertical(&view, &self.vertical, &mut self.between);
                 let half = View {
@@ -116,9 +151,9 @@ impl Resizer {
 }
 
 /// Pillow 13's rule: rows first when the height shrinks by more than twice what the width does.
-fn vertical_first(view: &View<'_>, width: usize, height: usize) -> bool {
+fn vertical_first(from: (usize, usize), to: (usize, usize)) -> bool {
     let shrinks_by = |from: usize, to: usize| from as i64 - to as i64;
-    let (rows, columns) = (shrinks_by(view.height, height), shrinks_by(view.width, width));
+    let (rows, columns) = (shrinks_by(from.1, to.1), shrinks_by(from.0, to.0));
     rows > 0 && rows > 2 * columns
 }
 
@@ -156,7 +191,9 @@ fn bicubic(x: f64) -> f64 {
 }
 
 impl Weights {
-    fn prepare(&mut self, from: usize, to: usize) {
+    /// Weights of the output pixels `part` of an axis of `from` pixels that becomes `to`; gives the input pixels that they
+    /// need, to whose first one the spans are relative.
+    fn prepare(&mut self, from: usize, to: usize, part: Range<usize>) -> Range<usize> {
         let scale = from as f64 / to as f64;
         // Enlarging interpolates between neighbours; shrinking widens the filter so that every input pixel counts.
         let stretch = scale.max(1.0);
@@ -164,9 +201,9 @@ impl Weights {
         self.taps = support.ceil() as usize * 2 + 1;
         self.spans.clear();
         self.values.clear();
-        self.values.resize(self.taps * to, 0);
+        self.values.resize(self.taps * part.len(), 0);
         let mut exact = vec![0.0f64; self.taps];
-        for (i, values) in self.values.chunks_exact_mut(self.taps).enumerate() {
+        for (i, values) in part.zip(self.values.chunks_exact_mut(self.taps)) {
             let center = (i as f64 + 0.5) * scale;
             // Truncation towards zero, then clamping: the order matters at the left edge.
             let first = ((center - support + 0.5) as i64).max(0) as usize;
@@ -188,6 +225,13 @@ impl Weights {
             }
             self.spans.push((first, span));
         }
+        // Spans move to the right only, at both ends.
+        let start = self.spans.first().map_or(0, |(first, _)| *first);
+        let end = self.spans.last().map_or(start, |(first, span)| first + span);
+        for (first, _) in &mut self.spans {
+            *first -= start;
+        }
+        start..end
     }
 }
 

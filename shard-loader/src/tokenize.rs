@@ -40,10 +40,11 @@ impl Tokenizer {
         self.context_length
     }
 
-    /// Writes the row of `text` (start, tokens, end, zeros) into `out`, `[context_length]`; gives the number of tokens with
-    /// start and end. A longer caption is cut and its last token becomes the end.
+    /// Writes the row of `text` (start, tokens, end, zeros) into `out`, `[context_length]`; gives the number of tokens up to
+    /// and with the first end. A longer caption is cut and its last token becomes the end.
     ///
-    /// `<start_of_text>` and `<end_of_text>` inside a caption become those tokens, as in OpenCLIP.
+    /// `<start_of_text>` and `<end_of_text>` inside a caption become those tokens, as in OpenCLIP; what follows an end is in
+    /// the row but not in the number, since OpenCLIP takes a text's feature at the first end.
     pub fn row(&self, text: &str, out: &mut [i32]) -> u16 {
         let mut tokens = vec![self.pairs.start_of_text()];
         self.pairs.encode(&clean(text), &mut tokens);
@@ -59,7 +60,11 @@ impl Tokenizer {
         for (id, token) in out.iter_mut().zip(&tokens) {
             *id = i32::from(Token::to_u16(*token));
         }
-        tokens.len() as u16
+        let end = self.pairs.end_of_text();
+        tokens
+            .iter()
+            .position(|token| *token == end)
+            .map_or(tokens.len(), |at| at + 1) as u16
     }
 }
 
@@ -90,5 +95,13 @@ mod tests {
         let (ids, length) = row(&"cat ".repeat(200), 77);
         assert_eq!((ids[0], ids[76], length), (START, END, 77));
         assert_eq!(row("a b c d", 2), (vec![START, END], 2));
+    }
+
+    #[test]
+    fn row_length_counts_to_the_first_end() {
+        let inside = row("hi <end_of_text> there", 8);
+        assert_eq!(inside, (vec![START, 1883, END, 997, END, 0, 0, 0], 3));
+        // The same when the row is cut behind it.
+        assert_eq!(row("hi <end_of_text> there", 4), (vec![START, 1883, END, END], 3));
     }
 }

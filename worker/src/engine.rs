@@ -76,12 +76,13 @@ pub struct Encoded {
     pub g: Vec<f32>,
 }
 
-/// Log-sum-exps of the own rows over all `V` columns, and the diagonal of the logits; all `[own rows]`.
+/// Log-sum-exps of the own rows over all `V` columns, relative to the diagonal of the logits, and that diagonal; all
+/// `[own rows]`. Opaque to all but the engine that made them.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct OwnLse {
-    /// Image to text: over the row of each own image.
+    /// Image to text, over the row of each own image: `log sum_j exp(A_ij - A_ii)`.
     pub r: Vec<f32>,
-    /// Text to image: over the column of each own text.
+    /// Text to image, over the column of each own text: `log sum_i exp(A_ij - A_jj)`.
     pub c: Vec<f32>,
     /// `s * F_i . G_i`.
     pub diag: Vec<f32>,

@@ -1,9 +1,14 @@
 //! The full-matrix contrastive loss in tiles. It knows features, own rows and nothing of ranks or world sizes.
 //!
-//! With `A = s F G^T`, `r` the log-sum-exps of its rows and `c` of its columns, the loss of Radford et al. (2021) is
-//! `sum_i (r_i + c_i - 2 A_ii) / 2V`, and the gradient of own rows needs nothing but their own tiles and all of `r`, `c`:
-//! `dL/dF_i = s/2V sum_j (exp(A_ij - r_i) + exp(A_ij - c_j)) G_j - s/V G_i`, the mirror image for `G`. Since the
-//! logits are linear in `s`, `dL/d(ln s)` of own image rows is `sum_i F_i . dL/dF_i`.
+//! With `A = s F G^T`, the loss of Radford et al. (2021) is `sum_i (r_i + c_i) / 2V`, where `r_i` is the log-sum-exp of
+//! `A_ij - A_ii` over a row and `c_j` that of `A_ij - A_jj` over a column. The gradient of own rows needs nothing but
+//! their own tiles and all of `r`, `c` and the diagonal: `dL/dF_i = s/2V sum_j W_ij G_j` with
+//! `W_ij = exp(A_ij - A_ii - r_i) + exp(A_ij - A_jj - c_j) - 2 (i = j)`, the mirror image for `G`. Since the logits are
+//! linear in `s`, `dL/d(ln s)` of own image rows is `sum_i F_i . dL/dF_i`.
+//!
+//! Relative to the diagonal because plain log-sum-exps are as large as `s`: their rounding (4e-6 at 100) would scale a
+//! whole row of weights, and once the pairs are learned that alone is larger than the gradient. For the same reason
+//! the diagonal is left out of the sums and joined at the end: `W_ii = expm1(-r_i) + expm1(-c_i)` keeps its digits.
 
 use crate::engine::{EngineError, Result};
 use tch::{Kind, Tensor};
@@ -11,7 +16,7 @@ use tch::{Kind, Tensor};
 /// Most logits kept between the two phases (256 MiB); above it tiles are made again.
 const KEEP_ELEMENTS: usize = 64 << 20;
 
-/// Log-sum-exps of own rows and the diagonal, `[n]` each.
+/// Log-sum-exps of own rows relative to the diagonal (never negative), and the diagonal itself, `[n]` each.
 #[derive(Debug)]
 pub struct LseVectors {
     pub r: Tensor,
@@ -107,66 +112,77 @@ impl OwnRows {
 
     fn phase_one(&mut self) -> Result<LseVectors> {
         let n = self.own_index.numel() as i64;
-        let empty = || Tensor::f_full([n], f64::NEG_INFINITY, (Kind::Float, self.f.device()));
-        let (r, c) = (empty()?, empty()?);
+        let full = |value: f64| Tensor::f_full([n], value, (Kind::Float, self.f.device()));
+        let (r, c, diag) = (full(f64::NEG_INFINITY)?, full(f64::NEG_INFINITY)?, full(0.0)?);
         let keep = self.tiles.iter().map(Tile::elements).sum::<usize>() <= KEEP_ELEMENTS;
         let mut tiles = std::mem::take(&mut self.tiles);
         for tile in &mut tiles {
             let logits = self.logits(tile)?;
+            if tile.on_diagonal() {
+                let mut own = logits.f_diagonal(0, 0, 1)?;
+                // From the same product as the other logits: equal rows shall give equal bits.
+                cut(&diag, tile.rows)?.f_copy_(&own)?;
+                let _ = own.f_fill_(f64::NEG_INFINITY)?;
+            }
             match tile.side {
                 Side::Both => {
-                    merge(&r, tile.rows, &logits, 1)?;
-                    merge(&c, tile.cols, &logits, 0)?;
+                    merge(&r, &diag, tile.rows, &logits, 1)?;
+                    merge(&c, &diag, tile.cols, &logits, 0)?;
                 }
-                Side::Images => merge(&r, tile.rows, &logits, 1)?,
-                Side::Texts => merge(&c, tile.rows, &logits, 1)?,
+                Side::Images => merge(&r, &diag, tile.rows, &logits, 1)?,
+                Side::Texts => merge(&c, &diag, tile.rows, &logits, 1)?,
             }
             tile.logits = keep.then_some(logits);
         }
         self.tiles = tiles;
-        let diag = self
-            .f
-            .f_mul(&self.g)?
-            .f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?;
+        let zero = full(0.0)?;
         Ok(LseVectors {
-            r,
-            c,
-            diag: diag.f_mul_scalar(self.scale)?,
+            r: r.f_logaddexp(&zero)?,
+            c: c.f_logaddexp(&zero)?,
+            diag,
         })
     }
 
-    /// Phase 2: gradients of own rows, given the log-sum-exps of all `V` rows.
+    /// Phase 2: gradients of own rows, given what [`OwnRows::begin`] told of all `V` rows.
     ///
     /// # Errors
-    /// When `r` or `c` has not `V` values.
-    pub fn finish(mut self, r: &Tensor, c: &Tensor) -> Result<LossGrads> {
+    /// When `r`, `c` or `diag` has not `V` values.
+    pub fn finish(mut self, r: &Tensor, c: &Tensor, diag: &Tensor) -> Result<LossGrads> {
         let v = self.valid_rows;
-        if r.numel() != v || c.numel() != v {
-            let got = (r.numel(), c.numel());
+        let got = [r.numel(), c.numel(), diag.numel()];
+        if got != [v; 3] {
             return Err(EngineError::Protocol(format!(
-                "{v} log-sum-exps of each kind expected, got {got:?}"
+                "{v} log-sum-exps of each kind and diagonal values expected, got {got:?}"
             )));
         }
         let (d_f, d_g) = (self.f.f_zeros_like()?, self.g.f_zeros_like()?);
-        let own = |x: &Tensor| x.f_index_select(0, &self.own_index);
-        let (r_own, c_own) = (own(r)?, own(c)?);
+        let own = Norms::pick(r, c, diag, &self.own_index)?;
+        let rest = match &self.others {
+            Some(others) => Norms::pick(r, c, diag, &others.index)?,
+            None => Norms::pick(r, c, diag, &self.own_index.f_narrow(0, 0, 0)?)?,
+        };
         let tiles = std::mem::take(&mut self.tiles);
         for mut tile in tiles {
             let logits = match tile.logits.take() {
                 Some(kept) => kept,
                 None => self.logits(&tile)?,
             };
-            let other = |x: &Tensor| match &self.others {
-                Some(o) => x.f_index_select(0, &o.index),
-                None => x.f_narrow(0, 0, 0),
+            let (row_lse, col_lse, col_diag) = match tile.side {
+                Side::Both => (&own.r, &own.c, &own.diag),
+                Side::Images => (&own.r, &rest.c, &rest.diag),
+                Side::Texts => (&own.c, &rest.r, &rest.diag),
             };
-            let (row_lse, col_lse) = match tile.side {
-                Side::Both => (cut(&r_own, tile.rows)?, cut(&c_own, tile.cols)?),
-                Side::Images => (cut(&r_own, tile.rows)?, cut(&other(c)?, tile.cols)?),
-                Side::Texts => (cut(&c_own, tile.rows)?, cut(&other(r)?, tile.cols)?),
-            };
-            let weights = logits.f_sub(&row_lse.f_unsqueeze(1)?)?.f_exp_()?;
-            let weights = weights.f_add(&logits.shallow_clone().f_sub_(&col_lse)?.f_exp_()?)?;
+            let (row_lse, row_diag) = (cut(row_lse, tile.rows)?, cut(&own.diag, tile.rows)?);
+            let (col_lse, col_diag) = (cut(col_lse, tile.cols)?, cut(col_diag, tile.cols)?);
+            // One after the other: the sum of the two subtrahends would be rounded at the size of the diagonal.
+            let mut weights = logits.f_sub(&row_diag.f_unsqueeze(1)?)?;
+            let mut weights = weights.f_sub_(&row_lse.f_unsqueeze(1)?)?.f_exp_()?;
+            let columns = logits.shallow_clone().f_sub_(&col_diag)?.f_sub_(&col_lse)?.f_exp_()?;
+            let weights = weights.f_add_(&columns)?;
+            if tile.on_diagonal() {
+                let own = row_lse.f_neg()?.f_expm1_()?.f_add(&col_lse.f_neg()?.f_expm1_()?)?;
+                weights.f_diagonal(0, 0, 1)?.f_copy_(&own)?;
+            }
             let (row_features, col_features) = self.sides(&tile)?;
             let into = if tile.side == Side::Texts { &d_g } else { &d_f };
             let _ = cut(into, tile.rows)?.f_addmm_(&weights, &col_features)?;
@@ -177,14 +193,10 @@ impl OwnRows {
         self.close(d_f, d_g)
     }
 
-    /// Scales the sums, takes off the diagonal's share, and reads the scale's gradient off the image rows.
+    /// Scales the sums, and reads the scale's gradient off the image rows.
     fn close(&self, d_f: Tensor, d_g: Tensor) -> Result<LossGrads> {
-        let (half, whole) = (
-            self.scale / (2.0 * self.valid_rows as f64),
-            self.scale / self.valid_rows as f64,
-        );
-        let d_f = d_f.f_mul_scalar(half)?.f_sub(&self.g.f_mul_scalar(whole)?)?;
-        let d_g = d_g.f_mul_scalar(half)?.f_sub(&self.f.f_mul_scalar(whole)?)?;
+        let half = self.scale / (2.0 * self.valid_rows as f64);
+        let (d_f, d_g) = (d_f.f_mul_scalar(half)?, d_g.f_mul_scalar(half)?);
         let product = self.f.f_to_kind(Kind::Double)?.f_mul(&d_f.f_to_kind(Kind::Double)?)?;
         let d_log_scale = product.f_sum(Kind::Double)?.f_double_value(&[])?;
         Ok(LossGrads { d_f, d_g, d_log_scale })
@@ -210,18 +222,36 @@ impl Tile {
     fn elements(&self) -> usize {
         (self.rows.1 * self.cols.1).max(0) as usize
     }
+
+    /// Own pieces are cut alike along both sides, so a tile holds all of its piece of the diagonal or none.
+    fn on_diagonal(&self) -> bool {
+        self.side == Side::Both && self.rows == self.cols
+    }
 }
 
-/// Loss of the whole batch from all log-sum-exps and the diagonal, summed in the order given, in f64: whoever holds the
-/// same vectors gets the same bits.
+/// What was gathered, for some of the rows.
+struct Norms {
+    r: Tensor,
+    c: Tensor,
+    diag: Tensor,
+}
+
+impl Norms {
+    fn pick(r: &Tensor, c: &Tensor, diag: &Tensor, index: &Tensor) -> Result<Self> {
+        let pick = |x: &Tensor| x.f_index_select(0, index);
+        Ok(Self {
+            r: pick(r)?,
+            c: pick(c)?,
+            diag: pick(diag)?,
+        })
+    }
+}
+
+/// Loss of the whole batch from all log-sum-exps relative to the diagonal, summed in the order given, in f64: whoever
+/// holds the same vectors gets the same bits.
 #[must_use]
-pub fn value(r: &[f32], c: &[f32], diag: &[f32]) -> f64 {
-    let sum: f64 = r
-        .iter()
-        .zip(c)
-        .zip(diag)
-        .map(|((r, c), d)| f64::from(*r) + f64::from(*c) - 2.0 * f64::from(*d))
-        .sum();
+pub fn value(r: &[f32], c: &[f32]) -> f64 {
+    let sum: f64 = r.iter().zip(c).map(|(r, c)| f64::from(*r) + f64::from(*c)).sum();
     sum / (2.0 * r.len().max(1) as f64)
 }
 
@@ -268,6 +298,8 @@ fn plan(own: usize, rest: usize, edge: usize) -> Vec<Tile> {
             }));
         }
     }
+    // All other tiles need the diagonal.
+    tiles.sort_by_key(|tile| !tile.on_diagonal());
     tiles
 }
 
@@ -275,10 +307,20 @@ fn cut(x: &Tensor, (start, len): (i64, i64)) -> Result<Tensor> {
     Ok(x.f_narrow(0, start, len)?)
 }
 
-/// `into[range] = log(exp(into[range]) + sum_dim exp(logits))`.
-fn merge(into: &Tensor, range: (i64, i64), logits: &Tensor, dim: i64) -> Result<()> {
+/// `into[range] = log(exp(into[range]) + sum_dim exp(logits - diag[range]))`.
+fn merge(into: &Tensor, diag: &Tensor, range: (i64, i64), logits: &Tensor, dim: i64) -> Result<()> {
     let mut place = cut(into, range)?;
-    let sum = logits.f_logsumexp([dim].as_slice(), false)?;
+    // The largest logit meets the diagonal before the logarithm is added, while the difference is still exact. Its
+    // floor serves the tile of one row, which holds nothing but the diagonal left out.
+    let top = logits
+        .f_amax([dim].as_slice(), true)?
+        .f_clamp_min(f64::from(f32::MIN / 2.0))?;
+    let mut parts = logits.f_sub(&top)?;
+    let mut sum = parts
+        .f_exp_()?
+        .f_sum_dim_intlist([dim].as_slice(), false, Kind::Float)?;
+    let shift = top.f_squeeze_dim(dim)?.f_sub(&cut(diag, range)?)?;
+    let sum = shift.f_add(&sum.f_log_()?)?;
     let merged = place.f_logaddexp(&sum)?;
     place.f_copy_(&merged)?;
     Ok(())

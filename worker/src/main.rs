@@ -13,7 +13,7 @@ use argosy_worker::agent::{self, JoinOptions};
 use argosy_worker::eval::{self, EvalArgs};
 use argosy_worker::{crash, model, parity};
 use clap::{Parser, Subcommand, ValueEnum};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -150,7 +150,7 @@ fn carry_out(command: Command) -> Result<Exit, Failure> {
             let report = eval::run(&args)?;
             match output {
                 Output::Json => print_json(&report)?,
-                Output::Table => print!("{}", report.table()),
+                Output::Table => print_data(&report.table())?,
             }
             Ok(Exit::Ok)
         }
@@ -168,12 +168,20 @@ fn describe_model(path: &Path) -> Result<Exit, Failure> {
 }
 
 fn run_parity(dir: &Path, workers: usize, lanes: Option<usize>, output: Output) -> Result<Exit, Failure> {
+    if !dir.is_dir() {
+        let message = format!(
+            "folder {} does not exist; give one made by tests/peers/dump.py",
+            dir.display()
+        );
+        return Err((Exit::NotFound, message));
+    }
     let report = parity::run(dir, workers, lanes).map_err(|e| (Exit::JobFailed, e.to_string()))?;
     let worst = report.worst;
     match output {
         Output::Json => print_json(&report)?,
         Output::Table => {
             let at = &report.worst_tensors;
+            let mut table = String::new();
             for (what, ratio, tensor) in [
                 ("features", worst.features, &at.features),
                 ("loss", worst.loss, &at.loss),
@@ -181,12 +189,12 @@ fn run_parity(dir: &Path, workers: usize, lanes: Option<usize>, output: Output) 
                 ("optimizer", worst.optimizer, &at.optimizer),
                 ("free run", worst.free_run, &at.free_run),
             ] {
-                println!("{what:<10} {ratio:>10.4}  {tensor}");
+                table += &format!("{what:<10} {ratio:>10.4}  {tensor}\n");
             }
-            println!(
-                "each is a ratio to its bound; 1 or less holds: {}",
-                if report.holds { "all hold" } else { "FAILS" }
-            );
+            let verdict = if report.holds { "all hold" } else { "FAILS" };
+            print_data(&format!(
+                "{table}each is a ratio to its bound; 1 or less holds: {verdict}\n"
+            ))?;
         }
     }
     Ok(if report.holds { Exit::Ok } else { Exit::JobFailed })
@@ -196,6 +204,16 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .context("the result cannot be written as JSON")
         .map_err(|e| (Exit::Panic, format!("{e:#}")))?;
-    println!("{text}");
-    Ok(())
+    print_data(&(text + "\n"))
+}
+
+/// Data on stdout. A reader that has seen enough (`| head`) is no error.
+fn print_data(text: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err((Exit::JobFailed, format!("cannot write to stdout: {e}")))
+        }
+        _ => Ok(()),
+    }
 }

@@ -3,6 +3,7 @@
 use crate::checkpoint::parts_total;
 use crate::clip::{ConfigError, ModelConfig, Params, Preprocess};
 use argosy_common::config;
+use argosy_shard_loader::tokenize::VOCABULARY;
 use serde::Serialize;
 use serde_json::json;
 use std::path::Path;
@@ -21,6 +22,28 @@ pub enum ModelError {
     /// Its content, or the name.
     #[error(transparent)]
     Config(#[from] ConfigError),
+}
+
+/// Refuses a text tower that cannot take what the tokenizer makes. Not part of reading a configuration: the parity goldens
+/// have small vocabularies and bring ids of their own.
+///
+/// # Errors
+/// Names the key that is too small.
+pub fn check_tokenizer(model: &ModelConfig) -> Result<(), ConfigError> {
+    let too_small = |key: &str, least: i64, got: i64, why: &str| {
+        let why = format!("at least {least} expected, got {got}: {why}");
+        Err(ConfigError::Invalid { key: key.into(), why })
+    };
+    let text = &model.text;
+    if text.vocab_size < i64::from(VOCABULARY) {
+        let why = "captions become ids of CLIP's vocabulary";
+        return too_small("text_cfg.vocab_size", i64::from(VOCABULARY), text.vocab_size, why);
+    }
+    if text.context_length < 2 {
+        let why = "every caption has a start and an end";
+        return too_small("text_cfg.context_length", 2, text.context_length, why);
+    }
+    Ok(())
 }
 
 /// The model of a job. Relative paths start at `base`.
@@ -51,6 +74,7 @@ pub fn resolve(model: &config::ModelConfig, base: &Path) -> Result<(ModelConfig,
     if let Some(std) = model.image_std {
         preprocess.std = std;
     }
+    check_tokenizer(&built)?;
     Ok((built, preprocess))
 }
 
@@ -81,7 +105,7 @@ pub fn describe(config: &ModelConfig, preprocess: &Preprocess) -> Description {
         parts_total: parts_total(parameters),
         model: json!({
             "model_cfg": config.source,
-            "preprocess_cfg": {"mean": preprocess.mean, "std": preprocess.std},
+            "preprocess_cfg": preprocess.to_json(),
         }),
         image_size: config.vision.image_size as u32,
         context_length: config.text.context_length as u32,
@@ -109,6 +133,29 @@ mod tests {
             described.parameters as usize,
             Params::new(&built, 0).unwrap().values.len()
         );
+    }
+
+    #[test]
+    fn model_whose_text_tower_cannot_take_captions_is_refused_by_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let job = config::ModelConfig {
+            config: Some("model.json".into()),
+            ..config::ModelConfig::default()
+        };
+        let resolved = |vocabulary: i64, context: i64| {
+            let model = json!({"embed_dim": 8, "vision_cfg": {"image_size": 32},
+                "text_cfg": {"vocab_size": vocabulary, "context_length": context}});
+            std::fs::write(folder.path().join("model.json"), model.to_string()).unwrap();
+            resolve(&job, folder.path())
+        };
+        resolved(49_408, 2).unwrap();
+        for (vocabulary, context, key) in [
+            (49_407, 77, "text_cfg.vocab_size"),
+            (49_408, 1, "text_cfg.context_length"),
+        ] {
+            let error = resolved(vocabulary, context).unwrap_err().to_string();
+            assert!(error.contains(key), "{error} does not name {key}");
+        }
     }
 
     #[test]

@@ -19,8 +19,9 @@ use tonic::transport::Endpoint;
 const QUEUE: usize = 256;
 /// The coordinator is on this machine or near: a connection, then a welcome, takes no longer.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// A ping so often, and so long until its answer: a peer that is dead without a reset shows.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// A ping so often, and so long until its answer: a host that is dead without a reset shows. Long, because a coordinator that
+/// merely stood still (Ctrl-Z, a suspended machine) comes back.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// Who a worker says it is.
 #[derive(Clone, Debug, PartialEq, Eq)]

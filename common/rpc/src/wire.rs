@@ -17,7 +17,7 @@ pub const NAME_BYTES_MAX: usize = 4096;
 /// Longest free text (a reason, a cause) in bytes; longer ones are cut when they are sent.
 pub const TEXT_BYTES_MAX: usize = 8192;
 /// Most lanes of a plan.
-pub const LANES_MAX: usize = 1 << 16;
+pub const LANES_MAX: usize = argosy_common::shape::LANES_MAX as usize;
 /// Most members of a plan.
 pub const MEMBERS_MAX: usize = 4096;
 /// Most parts of a checkpoint.

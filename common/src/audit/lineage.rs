@@ -56,19 +56,28 @@ impl Lineage {
                     lineage.cut_at(current, *name);
                     lineage.finished = Some(*name);
                 }
-                Record::RunCreated { .. }
-                | Record::CheckpointOpened { .. }
-                | Record::CheckpointCommitted { .. }
-                | Record::CheckpointAbandoned { .. } => {}
+                Record::CheckpointCommitted { name, .. } => lineage.reaches(current, *name),
+                Record::RunCreated { .. } | Record::CheckpointOpened { .. } | Record::CheckpointAbandoned { .. } => {}
             }
         }
         if lineage.finished.is_none()
             && let Some(generation) = current
             && let Some(newest) = logged.filter(|name| name.applied_gen == generation).max()
         {
-            lineage.cut_at(current, newest);
+            lineage.reaches(current, newest);
         }
         lineage
+    }
+
+    /// Notes that the chain goes at least as far as `name`: a durable checkpoint proves its steps, logged or not.
+    fn reaches(&mut self, current: Option<Generation>, name: StateName) {
+        let step = name.step as usize;
+        if step > self.appliers.len() {
+            self.cut_at(current, name);
+        } else if step > 0 && self.appliers[step - 1] != name.applied_gen {
+            self.broken
+                .push(format!("the checkpoint of {name} is not on the chain"));
+        }
     }
 
     /// Makes `base` the end of the chain. What `current` applied since its own base belongs to it, if `base` says so;

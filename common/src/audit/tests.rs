@@ -189,6 +189,31 @@ fn audit_of_doctored_logs_fails_and_names_the_step() {
 }
 
 #[test]
+fn audit_of_an_unfinished_run_misses_steps_that_a_checkpoint_proves() {
+    let (mut records, mut logs) = story();
+    records.pop();
+    let whole = judge(&records, &logs);
+    assert!(whole.holds && !whole.finished, "{:?}", whole.findings);
+    records.push(Record::CheckpointCommitted {
+        attempt: 1,
+        key: "1/manifest.json".into(),
+        name: name(8, 2),
+    });
+    assert!(judge(&records, &logs).holds);
+    logs.get_mut("w2").expect("w2").truncate(6);
+    let cut = judge(&records, &logs);
+    assert!(
+        cut.findings
+            .iter()
+            .any(|f| matches!(f, Finding::MissingStep { step: 6, .. })),
+        "{:?}",
+        cut.findings
+    );
+    logs.clear();
+    assert_eq!(judge(&records, &logs).findings_total, 8, "all logs are gone");
+}
+
+#[test]
 fn audit_after_going_back_to_a_manifest_supersedes_what_lies_beyond() {
     let mut sampler = Sampler::new(shape());
     let records = vec![

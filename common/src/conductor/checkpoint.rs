@@ -2,6 +2,7 @@
 
 use super::{AfterPersist, Command, Conductor, Phase, Turn};
 use crate::events::{Outcome, PartInfo, Record, RunEvent, ToWorker};
+use crate::exit::Exit;
 use crate::ids::{StateName, WorkerId};
 
 /// The order to copy must be there before the boundary is: so many steps ahead, doubled after each miss.
@@ -113,16 +114,35 @@ impl Conductor {
             turn.commands.push(Command::CollectGarbage { attempts: garbage });
         }
         if name.step >= self.settings.total_steps {
-            let outcome = Outcome::Succeeded {
-                name,
-                manifest: Some(key),
-            };
-            self.persist(Record::RunFinished { name }, AfterPersist::End { outcome }, turn);
+            self.finish(turn);
         } else if self.stopping {
             self.end(Outcome::Interrupted { name }, turn);
-        } else {
-            self.maybe_open_attempt(turn);
         }
+    }
+
+    /// The head holds the last step. A run in which nothing could be trained has not succeeded, though.
+    pub(super) fn finish(&mut self, turn: &mut Turn) {
+        if self
+            .pending
+            .iter()
+            .any(|after| matches!(after, AfterPersist::End { .. }))
+        {
+            return;
+        }
+        let Some(head) = self.ledger.head().cloned() else {
+            return;
+        };
+        if !self.any_update {
+            let message =
+                "nothing was trained: no step had two usable rows; `argosy audit` counts the rows by reason".into();
+            let exit = Exit::JobFailed.code();
+            self.end(Outcome::Failed { exit, message }, turn);
+            return;
+        }
+        let name = head.name;
+        let manifest = Some(head.key);
+        let outcome = Outcome::Succeeded { name, manifest };
+        self.persist(Record::RunFinished { name }, AfterPersist::End { outcome }, turn);
     }
 
     /// An owner left: its parts will not come.
@@ -154,6 +174,5 @@ impl Conductor {
         turn.commands.push(Command::CollectGarbage {
             attempts: vec![attempt],
         });
-        self.maybe_open_attempt(turn);
     }
 }

@@ -39,7 +39,12 @@ impl Conductor {
         });
         self.ledger_lost(worker, turn);
         self.back_off(turn);
-        if self.losses_in_a_row > self.settings.worker_errors_max {
+        // All of a full house may go at once, for one reason from outside; that alone is no error of theirs.
+        let allowed = self
+            .settings
+            .worker_errors_max
+            .saturating_add(self.settings.workers_target);
+        if self.losses_in_a_row > allowed {
             let message = format!(
                 "{} workers were lost in a row without a step in between, the last because {reason}; see the workers' logs",
                 self.losses_in_a_row
@@ -147,7 +152,6 @@ impl Conductor {
         turn.announce(RunEvent::GenerationActivated { generation });
         self.steps_done = base.step;
         self.phase = Phase::Running { plan };
-        self.maybe_open_attempt(turn);
     }
 
     pub(super) fn member_closed(
@@ -221,6 +225,9 @@ impl Conductor {
             }
             self.phase = Phase::Waiting;
         }
+        if matches!(self.phase, Phase::Running { .. }) {
+            self.maybe_open_attempt(turn);
+        }
         match &self.phase {
             Phase::Waiting => self.form_if_possible(turn),
             Phase::Running { plan } => {
@@ -248,6 +255,14 @@ impl Conductor {
     }
 
     fn form_if_possible(&mut self, turn: &mut Turn) {
+        if self
+            .ledger
+            .head()
+            .is_some_and(|h| h.name.step >= self.settings.total_steps)
+        {
+            self.finish(turn);
+            return;
+        }
         // With processes of our own, wait for all that are on their way at the start: one generation instead of several.
         let ready = self.seats.ready();
         let first = !self.has_history && self.settings.spawns;
@@ -257,6 +272,10 @@ impl Conductor {
             self.settings.workers_min
         };
         let have = ready.len() as u32;
+        if self.stopping && have < self.settings.workers_min {
+            self.interrupt(turn); // nobody is started any more, so nobody will train towards a checkpoint
+            return;
+        }
         if have < needed.max(self.settings.workers_min) || self.not_before.is_some() {
             if self.announced_waiting != Some((have, needed)) {
                 self.announced_waiting = Some((have, needed));
@@ -264,8 +283,10 @@ impl Conductor {
             }
             return;
         }
-        // Without an acknowledgement of leaving the old generation, its members must be proven gone first.
-        if self.unproven.iter().any(|w| !ready.contains(w)) && !self.settings_prove_nothing() {
+        // Without an acknowledgement of leaving the old generation, its members must be proven gone first. Of processes that
+        // are not ours nobody reports the end: until the step lease exists (rule G5), a worker that loses its stream ends
+        // itself, and that is all there is to rely on.
+        if self.settings.spawns && self.unproven.iter().any(|w| !ready.contains(w)) {
             return;
         }
         if self.fruitless > FRUITLESS_MAX {
@@ -282,12 +303,6 @@ impl Conductor {
         self.unproven.clear();
         self.announced_waiting = None;
         self.form(&ready, turn);
-    }
-
-    /// Without processes of our own nobody reports their end; until the step lease exists (rule G5), a worker that loses
-    /// its stream ends itself, and that is all there is to rely on.
-    fn settings_prove_nothing(&self) -> bool {
-        !self.settings.spawns
     }
 
     fn form(&mut self, ready: &[WorkerId], turn: &mut Turn) {
@@ -309,11 +324,12 @@ impl Conductor {
             (None, None) => (StateName::INITIAL, StateSource::Seed),
         };
         let generation = Generation(self.generation.0 + 1);
+        // A manifest under way of a newer state would be committed behind the record that passes it over, and leave the
+        // lineage. Its writing answers in any case; this is looked at again then.
+        if self.ledger.sealed_name().is_some_and(|name| name > base) {
+            return;
+        }
         if self.has_history && best_live != Some(base) {
-            // A manifest under way would be committed behind the record that passes it over, and leave the lineage.
-            if self.ledger.is_sealed() {
-                return;
-            }
             self.resume(generation, base, &source, turn);
         }
         let owners = assign(self.settings.lanes, &members, &self.lanes);

@@ -78,6 +78,16 @@ impl Seats {
         self.seats.get_mut(&worker).map(|seat| seat.heard = now).is_some()
     }
 
+    /// Counts everybody as heard now.
+    pub(super) fn forgive(&mut self, now: Tick) {
+        for seat in self.seats.values_mut() {
+            seat.heard = now;
+            if let Stage::Spawning { since } | Stage::Warming { since } = &mut seat.stage {
+                *since = now;
+            }
+        }
+    }
+
     pub(super) fn set_ready(&mut self, worker: WorkerId, addr: String, name: StateName) {
         if let Some(seat) = self.seats.get_mut(&worker) {
             seat.stage = Stage::Ready { addr, name };

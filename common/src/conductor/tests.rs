@@ -4,6 +4,7 @@ mod stories;
 mod toy;
 mod world;
 
+use crate::events::Outcome;
 use world::World;
 
 #[test]
@@ -31,7 +32,7 @@ fn world_with_kills_at_random_moments_trains_every_position_once() {
 }
 
 #[test]
-fn world_without_spawning_again_waits_below_the_minimum_and_goes_on_with_joiners() {
+fn world_whose_workers_all_die_goes_back_to_its_checkpoint() {
     for seed in 0..50 {
         let mut world = World::new(seed, 2);
         world.kill_all_at_step(5);
@@ -41,5 +42,61 @@ fn world_without_spawning_again_waits_below_the_minimum_and_goes_on_with_joiners
             world.resumed() > 0,
             "seed {seed}: all were gone, the run must have gone back"
         );
+    }
+}
+
+#[test]
+fn world_of_workers_started_by_hand_waits_below_the_minimum_and_goes_on_with_joiners() {
+    let mut waited = 0;
+    for seed in 0..100 {
+        let mut world = World::by_hand(seed, 3, 3);
+        world.run_to_the_end(1 + seed % 4);
+        world.assert_exactly_once();
+        waited += usize::from(world.waited());
+    }
+    assert!(waited > 0, "only {waited} worlds ever came below the minimum");
+}
+
+#[test]
+fn world_whose_coordinator_dies_at_random_moments_trains_every_position_once() {
+    for seed in 0..200 {
+        let mut world = World::new(seed, 1 + (seed % 3) as u32);
+        for life in 0..1 + seed % 4 {
+            world.turn_for(100 + 150 * life + seed);
+            world.restart();
+        }
+        world.run_to_the_end(seed % 3);
+        world.assert_exactly_once();
+    }
+}
+
+#[test]
+fn world_that_is_stopped_ends_with_a_checkpoint_and_goes_on_from_it() {
+    let mut interrupted = 0;
+    for seed in 0..100 {
+        let mut world = World::new(seed, 2);
+        match world.stop_at_step(1 + seed % 6) {
+            Some(Outcome::Interrupted { name }) => {
+                assert!(name.step > 0, "seed {seed}: stopped without a checkpoint");
+                interrupted += 1;
+            }
+            // Orders travel slowly in some worlds: the last step came before the boundary that the stop chose.
+            Some(Outcome::Succeeded { .. }) => {}
+            other => panic!("seed {seed}: {other:?}"),
+        }
+        world.restart();
+        world.run_to_the_end(0);
+        world.assert_exactly_once();
+    }
+    assert!(interrupted > 20, "only {interrupted} worlds were stopped on the way");
+}
+
+#[test]
+fn lost_owner_of_a_part_costs_one_attempt() {
+    for seed in 0..100 {
+        let mut world = World::new(seed, 2);
+        world.run_to_the_end(1);
+        // 16 steps with one every 4, and at most one given up for the loss and one that came late.
+        assert!(world.attempts() <= 4 + 3, "seed {seed}: {} attempts", world.attempts());
     }
 }

@@ -184,6 +184,14 @@ pub struct Head {
 }
 
 impl Restored {
+    /// Attempts that no manifest on the list of committed ones refers to: what they wrote may be deleted.
+    #[must_use]
+    pub fn garbage(&self) -> Vec<u64> {
+        (1..=self.attempt)
+            .filter(|attempt| !self.committed.contains(attempt))
+            .collect()
+    }
+
     /// Folds the durable records, in order.
     #[must_use]
     pub fn from_records(records: &[Record]) -> Self {

@@ -1,6 +1,7 @@
 //! Checks of the fields of a job, each error naming the key, the value and what was expected.
 
 use super::Job;
+use crate::shape::LANES_MAX;
 
 /// Why a job file was refused.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -197,9 +198,12 @@ fn check_train(file: &str, job: &Job) -> Result<(), ConfigError> {
         return refuse("train.global_batch", t.global_batch.to_string(), "2 to 4194304 rows");
     }
     if let Some(lanes) = t.lanes
-        && (lanes == 0 || !t.global_batch.is_multiple_of(lanes))
+        && (lanes == 0 || lanes > LANES_MAX || !t.global_batch.is_multiple_of(lanes))
     {
-        let expected = format!("a divisor of train.global_batch ({})", t.global_batch);
+        let expected = format!(
+            "a divisor of train.global_batch ({}), at most {LANES_MAX}",
+            t.global_batch
+        );
         return refuse("train.lanes", lanes.to_string(), &expected);
     }
     if t.epochs == 0 {

@@ -51,6 +51,11 @@ fn values_out_of_range_name_the_key_and_the_range() {
         ("version = 1", "version = 2", "version"),
         ("name = \"tiny\"", "name = \"../../etc\"", "name"),
         ("global_batch = 64", "global_batch = 64\nlanes = 7", "train.lanes"),
+        (
+            "global_batch = 64",
+            "global_batch = 131072\nlanes = 131072",
+            "train.lanes",
+        ),
         ("global_batch = 64", "global_batch = 64\nlr = nan", "train.lr"),
         ("global_batch = 64", "global_batch = 64\nepochs = 0", "train.epochs"),
         (

@@ -95,14 +95,16 @@ impl Actor for Shell {
 
     /// The first look round: workers are wanted.
     async fn post_start(&self, myself: ActorRef<Msg>, state: &mut State) -> Result<(), ActorProcessingErr> {
-        state.drive(&myself, vec![Event::Ticked])?;
-        state.leave_when_empty()
+        state.drive(&myself, vec![Event::Ticked]);
+        state.leave_when_empty();
+        Ok(())
     }
 
     async fn handle(&self, myself: ActorRef<Msg>, message: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         let events = state.translate(&myself, message);
-        state.drive(&myself, events)?;
-        state.leave_when_empty()
+        state.drive(&myself, events);
+        state.leave_when_empty();
+        Ok(())
     }
 }
 
@@ -167,24 +169,23 @@ impl State {
     }
 
     /// Steps the brain through `events` and what they bring about at once, then sets the timer.
-    fn drive(&mut self, myself: &ActorRef<Msg>, events: Vec<Event>) -> Result<(), ActorProcessingErr> {
+    fn drive(&mut self, myself: &ActorRef<Msg>, events: Vec<Event>) {
         let mut queue = VecDeque::from(events);
         while let Some(event) = queue.pop_front() {
             let now = self.now();
             for command in self.args.brain.step(event, now) {
-                queue.extend(self.execute(myself, command)?);
+                queue.extend(self.execute(myself, command));
             }
         }
         self.arm(myself);
-        Ok(())
     }
 
     /// Carries out one command; returns what came of it at once.
-    fn execute(&mut self, myself: &ActorRef<Msg>, command: Command) -> Result<Option<Event>, ActorProcessingErr> {
+    fn execute(&mut self, myself: &ActorRef<Msg>, command: Command) -> Option<Event> {
         match command {
             Command::Persist { record } => {
                 let reply_to = myself.clone();
-                self.args.store.cast(store::Msg::Append { record, reply_to })?;
+                tell(&self.args.store, store::Msg::Append { record, reply_to });
             }
             Command::Send { to, message } => {
                 // Gone, or so far behind that its queue is full: either way it cannot be reached.
@@ -192,10 +193,10 @@ impl State {
                     && session.try_send(message).is_err()
                 {
                     self.sessions.remove(&to);
-                    return Ok(Some(Event::StreamLost { worker: to }));
+                    return Some(Event::StreamLost { worker: to });
                 }
             }
-            Command::SpawnWorker { worker } => return Ok(Some(self.spawn(worker))),
+            Command::SpawnWorker { worker } => return Some(self.spawn(worker)),
             Command::Dismiss { worker, reason } => {
                 tracing::info!(%worker, reason, "a worker is dismissed");
                 self.sessions.remove(&worker);
@@ -219,16 +220,16 @@ impl State {
                     ..self.args.manifest.clone()
                 });
                 let reply_to = myself.clone();
-                self.args.artefacts.cast(artefacts::Msg::Write { manifest, reply_to })?;
+                tell(&self.args.artefacts, artefacts::Msg::Write { manifest, reply_to });
             }
-            Command::CollectGarbage { attempts } => self.args.artefacts.cast(artefacts::Msg::Collect { attempts })?,
-            Command::Announce { event } => self.args.journal.cast(event)?,
+            Command::CollectGarbage { attempts } => tell(&self.args.artefacts, artefacts::Msg::Collect { attempts }),
+            Command::Announce { event } => tell(&self.args.journal, event),
             Command::End { outcome } => {
                 self.outcome = Some(outcome);
                 myself.send_after(LEAVE_WITHIN, || Msg::LeaveOver { killed: false });
             }
         }
-        Ok(None)
+        None
     }
 
     fn spawn(&mut self, worker: WorkerId) -> Event {
@@ -265,14 +266,13 @@ impl State {
     }
 
     /// After the end: ready when every worker has left.
-    fn leave_when_empty(&self) -> Result<(), ActorProcessingErr> {
+    fn leave_when_empty(&self) {
         if let Some(outcome) = &self.outcome
             && self.children.is_empty()
             && self.sessions.is_empty()
         {
-            self.args.root.cast(root::Msg::Ended(outcome.clone()))?;
+            tell(&self.args.root, root::Msg::Ended(outcome.clone()));
         }
-        Ok(())
     }
 
     fn leave_over(&mut self, myself: &ActorRef<Msg>, killed: bool) {
@@ -286,5 +286,12 @@ impl State {
             self.args.spawner.kill(*worker);
         }
         myself.send_after(LEAVE_WITHIN, || Msg::LeaveOver { killed: true });
+    }
+}
+
+/// A sibling that cannot be told anything any more has failed; its supervisor ends the run and names it.
+fn tell<M: ractor::Message>(to: &ActorRef<M>, message: M) {
+    if let Err(error) = to.cast(message) {
+        tracing::debug!(%error, "a sibling is gone");
     }
 }

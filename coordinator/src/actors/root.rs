@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 /// Writes under way may take so long at the end of a run.
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
@@ -55,7 +56,7 @@ pub(crate) struct Args {
 pub(crate) struct State {
     names: BTreeMap<ActorId, &'static str>,
     /// Ended in this order: what others write to comes last.
-    children: Vec<ActorCell>,
+    children: Vec<(ActorCell, JoinHandle<()>)>,
     result: Option<oneshot::Sender<Result<Outcome, CoordinatorError>>>,
 }
 
@@ -66,9 +67,9 @@ impl Actor for Root {
 
     async fn pre_start(&self, myself: ActorRef<Msg>, args: Args) -> Result<State, ActorProcessingErr> {
         let me = myself.get_cell();
-        let (journal, _) = Actor::spawn_linked(None, Journal, args.journal, me.clone()).await?;
-        let (store, _) = Actor::spawn_linked(None, Store, args.store, me.clone()).await?;
-        let (artefacts, _) = Actor::spawn_linked(None, Artefacts, args.checkpoints, me.clone()).await?;
+        let (journal, journal_task) = Actor::spawn_linked(None, Journal, args.journal, me.clone()).await?;
+        let (store, store_task) = Actor::spawn_linked(None, Store, args.store, me.clone()).await?;
+        let (artefacts, artefacts_task) = Actor::spawn_linked(None, Artefacts, args.checkpoints, me.clone()).await?;
         journal.cast(args.started)?;
         artefacts.cast(artefacts::Msg::Collect { attempts: args.garbage })?;
         let shell = conductor::Args {
@@ -84,7 +85,7 @@ impl Actor for Root {
             shape: args.shape,
             manifest: args.manifest,
         };
-        let (conductor, _) = Actor::spawn_linked(None, Shell, shell, me).await?;
+        let (conductor, conductor_task) = Actor::spawn_linked(None, Shell, shell, me).await?;
         let names = [
             (conductor.get_id(), "conductor"),
             (store.get_id(), "store"),
@@ -95,10 +96,10 @@ impl Actor for Root {
         Ok(State {
             names: names.into_iter().collect(),
             children: vec![
-                conductor.get_cell(),
-                store.get_cell(),
-                artefacts.get_cell(),
-                journal.get_cell(),
+                (conductor.get_cell(), conductor_task),
+                (store.get_cell(), store_task),
+                (artefacts.get_cell(), artefacts_task),
+                (journal.get_cell(), journal_task),
             ],
             result: Some(args.result),
         })
@@ -138,9 +139,14 @@ impl State {
         let Some(result) = self.result.take() else {
             return;
         };
-        for child in &self.children {
-            if let Err(error) = child.drain_and_wait(Some(DRAIN_WITHIN)).await {
+        for (child, mut task) in self.children.drain(..) {
+            if let Err(error) = child.drain() {
                 tracing::debug!(%error, "an actor was gone before the end");
+            }
+            // The task, not only the mailbox: what the actor held, as the store's lock, is given back then.
+            if tokio::time::timeout(DRAIN_WITHIN, &mut task).await.is_err() {
+                tracing::warn!("an actor did not end in time");
+                task.abort();
             }
         }
         let _ = result.send(outcome);

@@ -60,8 +60,9 @@ pub(crate) async fn live(world: World, worker: WorkerId, endpoint: String) {
         };
         code = life.tell(event).await;
     }
-    life.session.finish(Duration::from_secs(5)).await;
+    // A parent may reap a process before its last words were read.
     world.exited(worker, code.unwrap_or(0));
+    life.session.finish(Duration::from_secs(5)).await;
 }
 
 fn heard(message: Option<ToWorker>) -> Event {

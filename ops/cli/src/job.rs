@@ -206,4 +206,26 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn jobs_that_we_ship_are_good() {
+        let ops = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let mut seen = 0;
+        for folder in ["demo", "examples"] {
+            for entry in std::fs::read_dir(ops.join(folder)).unwrap() {
+                let path = entry.unwrap().path();
+                if path.extension().is_some_and(|e| e == "toml") {
+                    let loaded = load(&path, &[]).unwrap_or_else(|failure| panic!("{}", failure.message));
+                    let config = loaded.job.model.config.map(|file| loaded.base.join(file));
+                    assert!(
+                        config.is_none_or(|file| file.is_file()),
+                        "{} names no model",
+                        path.display()
+                    );
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen >= 4, "{seen} jobs were found");
+    }
 }

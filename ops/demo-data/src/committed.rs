@@ -125,3 +125,25 @@ fn committed_lists_agree_with_each_other() {
         );
     }
 }
+
+#[test]
+fn committed_notice_is_the_one_that_is_written_and_its_licences_are_there() {
+    let notice = fs::read_to_string(demo("NOTICE.md")).unwrap();
+    assert_eq!(notice, notes::notice(&STYLES));
+    let files: Vec<&str> = notice
+        .split(|c: char| c.is_whitespace() || ",;".contains(c))
+        .filter(|word| word.starts_with("licenses/"))
+        .collect();
+    assert!(files.contains(&"licenses/Unicode-3.0.txt"), "{files:?}");
+    for file in files {
+        assert!(fs::read_to_string(demo(file)).unwrap().len() > 500, "{file}");
+    }
+    let whole = fs::read_to_string(demo("../../NOTICE")).unwrap();
+    for style in &STYLES {
+        assert!(
+            whole.contains(style.author.split(';').next().unwrap()),
+            "{} lacks its author",
+            style.name
+        );
+    }
+}

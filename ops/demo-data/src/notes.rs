@@ -26,7 +26,7 @@ pub(crate) fn files(classes: &[Concept], drawn: &Drawn) -> Vec<(&'static str, St
             TEMPLATES.iter().map(|template| format!("{template}\n")).collect(),
         ),
         ("README.md", readme(classes, drawn)),
-        ("NOTICE.md", notice(drawn)),
+        ("NOTICE.md", notice(drawn.iter().map(|(style, _)| *style))),
     ]
 }
 
@@ -92,7 +92,8 @@ Authors and licences are in [NOTICE.md](NOTICE.md).
     )
 }
 
-fn notice(drawn: &Drawn) -> String {
+/// Whose everything is; a test holds it against the committed file.
+pub(crate) fn notice(styles: impl IntoIterator<Item = &'static Style>) -> String {
     let mut text = String::from(
         "# Whose drawings these are
 
@@ -101,7 +102,7 @@ The pictures in the archives are works of the authors below, under their licence
 saved as JPEG, PNG or WebP. No author endorses this project.
 ",
     );
-    for (style, _) in drawn {
+    for style in styles {
         let Style {
             title,
             author,
@@ -124,9 +125,12 @@ saved as JPEG, PNG or WebP. No author endorses this project.
     }
     let _ = write!(
         text,
-        "\n## Names, keywords and subcategories (captions, `classes.txt`, `subcategories.txt`)\n\n- Author: Miles Johnson and \
-         contributors (emojibase), after Unicode CLDR\n- Home: https://github.com/milesj/emojibase\n- Licence: MIT, text in \
-         licenses/MIT-emojibase.txt\n- Taken from: {} {}\n",
+        "\n## Names, keywords and subcategories (captions, `classes.txt`, `subcategories.txt`)\n\n- Author: Unicode, Inc. \
+         (Unicode CLDR and the emoji data files), packed by Miles Johnson and contributors (emojibase)\n- Copyright: \
+         Copyright (c) 1991-2025 Unicode, Inc.; Copyright (c) 2017-2019 Miles Johnson\n- Home: https://cldr.unicode.org and \
+         https://github.com/milesj/emojibase\n- Licence: Unicode-3.0, text in licenses/Unicode-3.0.txt; the packing MIT, text in \
+         licenses/MIT-emojibase.txt\n- Changes made: a part of the names and keywords was chosen and put into phrases\n- Taken \
+         from: {} {}\n",
         packages::NAMES.name,
         packages::NAMES.version
     );

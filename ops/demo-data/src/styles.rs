@@ -84,7 +84,7 @@ pub(crate) const STYLES: [Style; 7] = [
     Style {
         name: "emojione",
         title: "Emoji One 2",
-        author: "Emoji One and EmojiTwo contributors",
+        author: "Ranks.com Inc. (Emoji One) and EmojiTwo contributors",
         home: "https://github.com/EmojiTwo/emojitwo",
         licence: "CC-BY-4.0",
         package: &packages::EMOJIONE,

@@ -18,31 +18,33 @@ use report::{Point, Style};
 
 pub(crate) const USAGE: &str = "[--quick | --long]";
 
-/// Checkpoints before the last that are evaluated on unseen styles.
-const LOOKS_BACK: usize = 4;
-
 /// What one flavour of the demo does.
 #[derive(Debug)]
 struct Flavour {
     job: &'static str,
     /// Styles that are unpacked and evaluated; all when empty.
     styles: &'static [&'static str],
+    /// Checkpoints before the last that are evaluated on unseen styles.
+    looks_back: usize,
     takes: &'static str,
 }
 
 const FULL: Flavour = Flavour {
     job: "demo.toml",
     styles: &[],
+    looks_back: 3,
     takes: "under five minutes on two cores",
 };
 const QUICK: Flavour = Flavour {
     job: "demo-quick.toml",
     styles: &["noto", "twemoji"],
+    looks_back: 1,
     takes: "half a minute",
 };
 const LONG: Flavour = Flavour {
     job: "demo-long.toml",
     styles: &[],
+    looks_back: 4,
     takes: "half an hour on two cores",
 };
 
@@ -67,9 +69,19 @@ pub(crate) fn run(paths: &Paths, args: &[String]) -> Result<ExitCode> {
     };
     crate::setup::lay(paths, false)?;
     build(paths)?;
+    show(paths, &flavour)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The quick demo from binaries that are built, as a check of the whole.
+pub(crate) fn quick(paths: &Paths) -> Result<()> {
+    show(paths, &QUICK)
+}
+
+fn show(paths: &Paths, flavour: &Flavour) -> Result<()> {
     let started = Instant::now();
     let stage = Stage::prepare(paths)?;
-    let styles = stage.unpack(&flavour)?;
+    let styles = stage.unpack(flavour)?;
     eprintln!(
         "demo: trains on {} with two worker processes; takes {}",
         flavour.job, flavour.takes
@@ -81,7 +93,7 @@ pub(crate) fn run(paths: &Paths, args: &[String]) -> Result<ExitCode> {
         eprintln!("demo: zero-shot on {name}, in a fresh process");
         results.push(stage.evaluate(name, trained.contains(name), None)?);
     }
-    let over_time = stage.look_back(&story, &results)?;
+    let over_time = stage.look_back(&story, &results, flavour.looks_back)?;
     stage.audit()?;
     let summary = report::summary(&story, &results, &over_time);
     let file = stage.out.join("summary.json");
@@ -93,12 +105,13 @@ pub(crate) fn run(paths: &Paths, args: &[String]) -> Result<ExitCode> {
         started.elapsed().as_secs(),
         file.display()
     );
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn build(paths: &Paths) -> Result<()> {
     let status = crate::cargo::cargo(paths)
-        .args(["build", "--package", "argosy", "--package", "argosy-worker", "--bins"])
+        // The same set of features as for the tests: nothing is built twice.
+        .args(["build", "--workspace", "--bins"])
         .status()
         .context("cannot start cargo")?;
     ensure!(status.success(), "the build failed");
@@ -200,9 +213,9 @@ impl Stage {
     }
 
     /// Accuracy on unseen styles at some checkpoints before the last, and at the last.
-    fn look_back(&self, story: &Story, results: &[Style]) -> Result<Vec<Point>> {
+    fn look_back(&self, story: &Story, results: &[Style], count: usize) -> Result<Vec<Point>> {
         let (last, earlier) = story.checkpoints.split_last().context("the run has no checkpoint")?;
-        let stride = earlier.len().div_ceil(LOOKS_BACK).max(1);
+        let stride = earlier.len().div_ceil(count).max(1);
         let mut points = Vec::new();
         for style in results.iter().filter(|style| !style.trained) {
             for checkpoint in earlier.iter().rev().step_by(stride).rev() {

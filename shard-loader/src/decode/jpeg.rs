@@ -4,12 +4,10 @@ use super::{Rgb, make_room};
 use argosy_common::steplog::MaskReason;
 use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat};
 
-pub(super) fn decode(
-    decompressor: &mut Decompressor,
-    bytes: &[u8],
-    pixels_max: u64,
-    out: &mut Rgb,
-) -> Result<(), MaskReason> {
+pub(super) fn decode(bytes: &[u8], pixels_max: u64, out: &mut Rgb) -> Result<(), MaskReason> {
+    // Never used for a second picture: libjpeg keeps quantisation and Huffman tables for pictures that bring none, and one
+    // that broke in its header leaves the decompressor unable to read any other.
+    let decompressor = &mut Decompressor::new().map_err(|_| MaskReason::Format)?;
     let header = decompressor.read_header(bytes).map_err(|_| MaskReason::Format)?;
     let (width, height) = (header.width, header.height);
     make_room(out, width, height, pixels_max)?;

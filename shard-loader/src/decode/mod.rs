@@ -1,6 +1,7 @@
 //! Pictures to RGB, bit-equal to Pillow's `Image.open(..).convert("RGB")` where the format allows.
 //!
-//! The header is read and held against the limit before anything is allocated for pixels.
+//! The header is read and held against the limit before anything is allocated for pixels. Formats are JPEG, PNG and WebP;
+//! other bytes, GIF and BMP among them, are masked `format` whatever their suffix says.
 
 mod jpeg;
 mod png;
@@ -19,32 +20,19 @@ pub struct Rgb {
     pub pixels: Vec<u8>,
 }
 
-/// Decodes pictures; keeps what can be used again. One per thread.
-#[derive(Debug, Default)]
-pub struct Decoder {
-    jpeg: Option<turbojpeg::Decompressor>,
-}
-
-impl Decoder {
-    /// Decodes a picture of any known format, told by its first bytes as Pillow does, into `out`.
-    ///
-    /// # Errors
-    /// [`MaskReason::Pixels`] when the header says more than `pixels_max` pixels, [`MaskReason::Format`] for anything that
-    /// is not a whole picture of a known format.
-    pub fn decode(&mut self, bytes: &[u8], pixels_max: u64, out: &mut Rgb) -> Result<(), MaskReason> {
-        match bytes {
-            [0xff, 0xd8, 0xff, ..] => jpeg::decode(self.decompressor()?, bytes, pixels_max, out),
-            [0x89, b'P', b'N', b'G', 0x0d, 0x0a, 0x1a, 0x0a, ..] => png::decode(bytes, pixels_max, out),
-            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => webp::decode(bytes, pixels_max, out),
-            _ => Err(MaskReason::Format),
-        }
-    }
-
-    fn decompressor(&mut self) -> Result<&mut turbojpeg::Decompressor, MaskReason> {
-        if self.jpeg.is_none() {
-            self.jpeg = turbojpeg::Decompressor::new().ok();
-        }
-        self.jpeg.as_mut().ok_or(MaskReason::Format)
+/// Decodes a picture of any known format, told by its first bytes as Pillow does, into `out`, whose buffer is used again.
+///
+/// Result and pixels are a function of `bytes` alone (rule M1): nothing is kept from picture to picture.
+///
+/// # Errors
+/// [`MaskReason::Pixels`] when the header says more than `pixels_max` pixels, [`MaskReason::Format`] for anything that
+/// is not a whole picture of a known format.
+pub fn decode(bytes: &[u8], pixels_max: u64, out: &mut Rgb) -> Result<(), MaskReason> {
+    match bytes {
+        [0xff, 0xd8, 0xff, ..] => jpeg::decode(bytes, pixels_max, out),
+        [0x89, b'P', b'N', b'G', 0x0d, 0x0a, 0x1a, 0x0a, ..] => png::decode(bytes, pixels_max, out),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => webp::decode(bytes, pixels_max, out),
+        _ => Err(MaskReason::Format),
     }
 }
 

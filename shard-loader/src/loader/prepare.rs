@@ -4,7 +4,7 @@ use super::LoaderConfig;
 use super::fetch::{RawBytes, RawLane, RawRow};
 use super::stats::{Counters, Stage};
 use crate::batch::LaneBatch;
-use crate::decode::{Decoder, Rgb};
+use crate::decode::{Rgb, decode};
 use crate::error::{DataError, LoaderError};
 use crate::index::Index;
 use crate::sample::{Grouper, Keys};
@@ -25,7 +25,6 @@ use std::time::Instant;
 /// What one thread keeps from picture to picture.
 #[derive(Debug, Default)]
 struct Bench {
-    decoder: Decoder,
     transformer: Transformer,
     picture: Rgb,
 }
@@ -178,9 +177,7 @@ impl Preparer {
         let tokenized = Instant::now();
         self.counters.spent(Stage::Tokenize, tokenized - started);
         BENCH.with_borrow_mut(|bench| {
-            let decoded = bench
-                .decoder
-                .decode(&image, self.data.max_image_pixels, &mut bench.picture);
+            let decoded = decode(&image, self.data.max_image_pixels, &mut bench.picture);
             let ended = Instant::now();
             self.counters.spent(Stage::Decode, ended - tokenized);
             decoded?;

@@ -63,14 +63,16 @@ impl Transformer {
             ResizeMode::Squash => (side, side),
             ResizeMode::Shortest => shortest(picture.width, picture.height, side),
         };
-        self.resizer
-            .resize(picture, Crop::whole(picture), width, height, &mut self.resized);
         let middle = |long: usize| ((long - side) as f64 / 2.0).round_ties_even() as usize;
-        let (left, top) = (middle(width), middle(height));
-        for (y, row) in out.chunks_exact_mut(side * 3).enumerate() {
-            let at = ((top + y) * width + left) * 3;
-            copy(&self.resized.pixels[at..], row);
-        }
+        let part = Crop {
+            left: middle(width),
+            top: middle(height),
+            width: side,
+            height: side,
+        };
+        self.resizer
+            .resize_part(picture, Crop::whole(picture), (width, height), part, &mut self.resized);
+        copy(&self.resized.pixels, out);
     }
 }
 
@@ -149,6 +151,48 @@ mod tests {
             let crop = random_crop((width, height), [low, 1.0], [0.75, 4.0 / 3.0], &mut draws);
             prop_assert!(crop.width >= 1 && crop.height >= 1);
             prop_assert!(crop.left + crop.width <= width && crop.top + crop.height <= height);
+        }
+    }
+
+    /// Pillow's way: all of it is resized, then the middle is cut out.
+    fn whole_then_middle(picture: &Rgb, side: usize) -> Vec<u8> {
+        let (width, height) = shortest(picture.width, picture.height, side);
+        let mut whole = Rgb::default();
+        Resizer::default().resize(picture, Crop::whole(picture), width, height, &mut whole);
+        let middle = |long: usize| ((long - side) as f64 / 2.0).round_ties_even() as usize;
+        (middle(height)..middle(height) + side)
+            .flat_map(|y| whole.pixels[(y * width + middle(width)) * 3..][..side * 3].to_vec())
+            .collect()
+    }
+
+    fn noise(width: usize, height: usize) -> Rgb {
+        let pixels = (0..width * height * 3).map(|i| (i * i * 31 % 253) as u8).collect();
+        Rgb { width, height, pixels }
+    }
+
+    proptest! {
+        #[test]
+        fn evaluate_any_picture_equals_the_middle_of_the_whole(width in 1usize..90, height in 1usize..90, side in 1usize..40) {
+            let picture = noise(width, height);
+            let mut out = vec![0; side * side * 3];
+            Transformer::default().evaluate(&picture, side, ResizeMode::Shortest, &mut out);
+            prop_assert_eq!(out, whole_then_middle(&picture, side));
+        }
+    }
+
+    #[test]
+    fn evaluate_thinnest_picture_takes_no_more_than_its_middle() {
+        // Resized whole, these are 224 x 4.5 billion pixels.
+        for (width, height) in [(20_000_000, 1), (1, 20_000_000)] {
+            let picture = Rgb {
+                width,
+                height,
+                pixels: vec![9; 60_000_000],
+            };
+            let mut transformer = Transformer::default();
+            let mut out = vec![0; 224 * 224 * 3];
+            transformer.evaluate(&picture, 224, ResizeMode::Shortest, &mut out);
+            assert!(out.iter().all(|p| *p == 9));
         }
     }
 

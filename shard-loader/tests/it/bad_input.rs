@@ -2,6 +2,7 @@
 
 use crate::support::{data_config, good_members, index, loader_config, picture, record, tar};
 use argosy_common::steplog::{MaskReason, RowState};
+use argosy_shard_loader::decode::{Rgb, decode};
 use argosy_shard_loader::{EvalConfig, EvalReader, Index, Loader, LoaderError};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -206,6 +207,91 @@ fn row_whose_headers_broke_under_the_same_etag_is_masked_missing() {
     assert_eq!((valid, reasons), (4, [(MaskReason::Missing, 1)].into()));
 }
 
+/// A JPEG without the segments of that marker.
+fn without(jpeg: &[u8], marker: u8) -> Vec<u8> {
+    let mut out = jpeg[..2].to_vec();
+    let mut at = 2;
+    while jpeg[at + 1] != 0xda {
+        let end = at + 2 + usize::from(u16::from_be_bytes([jpeg[at + 2], jpeg[at + 3]]));
+        if jpeg[at + 1] != marker {
+            out.extend_from_slice(&jpeg[at..end]);
+        }
+        at = end;
+    }
+    out.extend_from_slice(&jpeg[at..]);
+    out
+}
+
+#[test]
+fn decode_after_a_broken_jpeg_still_takes_good_ones() {
+    let good = picture("420.jpg");
+    let mut clean = Rgb::default();
+    decode(&good, 1 << 20, &mut clean).expect("a good picture");
+    let mut used = Rgb::default();
+    let frame = good.windows(2).position(|w| w == [0xff, 0xc0]).expect("a frame");
+    for bad in [&[0xff, 0xd8, 0xff][..], &good[..20], &good[..frame + 4], &huge_jpeg()] {
+        assert!(decode(bad, 1 << 20, &mut used).is_err());
+        decode(&good, 1 << 20, &mut used).expect("the good picture again");
+        assert_eq!(used, clean);
+    }
+}
+
+#[test]
+fn decode_jpeg_without_its_tables_is_format_whatever_came_before() {
+    let good = picture("420.jpg");
+    let mut out = Rgb::default();
+    // Quantisation tables; libjpeg supplies standard Huffman tables itself, so those may be absent.
+    let bare = without(&good, 0xdb);
+    assert_eq!(decode(&bare, 1 << 20, &mut out), Err(MaskReason::Format));
+    decode(&good, 1 << 20, &mut out).expect("a good picture");
+    assert_eq!(decode(&bare, 1 << 20, &mut out), Err(MaskReason::Format));
+}
+
+#[test]
+fn decode_damaged_pictures_are_a_function_of_their_bytes() {
+    let (mut decoded, mut dirty) = (0, Rgb::default());
+    for file in [
+        "420.jpg",
+        "progressive.jpg",
+        "cmyk.jpg",
+        "rgb.png",
+        "lossy.webp",
+        "lossless.webp",
+    ] {
+        let whole = picture(file);
+        for at in (12..whole.len()).step_by(whole.len() / 40 + 1) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x55;
+            let mut clean = Rgb::default();
+            let alone = decode(&bytes, 1 << 20, &mut clean);
+            dirty.pixels.fill(0xa5);
+            assert_eq!(decode(&bytes, 1 << 20, &mut dirty), alone, "{file} at {at}");
+            if alone.is_ok() {
+                assert_eq!(dirty, clean, "{file} at {at}");
+                decoded += 1;
+            }
+        }
+    }
+    assert!(decoded > 20, "only {decoded} decoded");
+}
+
+#[test]
+fn eval_shard_of_absurd_size_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = std::fs::File::create(folder.path().join("0.tar")).expect("created");
+    file.set_len(9 << 30).expect("a file with a hole");
+    let config = EvalConfig {
+        image_size: 24,
+        resize_mode: argosy_shard_loader::transform::ResizeMode::Shortest,
+        image_key: "jpg".into(),
+        text_key: "txt".into(),
+        max_image_pixels: 1 << 20,
+    };
+    let mut reader = EvalReader::open(".", folder.path(), config).expect("opened");
+    let error = reader.next_sample().expect_err("too large").to_string();
+    assert!(error.contains("0.tar") && error.contains("split it"), "{error}");
+}
+
 #[test]
 fn eval_reader_gives_good_samples_in_order_and_counts_the_others() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -217,6 +303,9 @@ fn eval_reader_gives_good_samples_in_order_and_counts_the_others() {
         ("3.webp".to_owned(), picture("lossy.webp")),
         ("3.txt".to_owned(), b"a caption".to_vec()),
         ("4.cls".to_owned(), b"9".to_vec()),
+        ("4b.jpg".to_owned(), picture("420.jpg")),
+        ("4b.txt".to_owned(), vec![0xff, 0xfe, b'x']),
+        ("4b.cls".to_owned(), b"3".to_vec()),
     ];
     let mut bytes: Vec<u8> = members.iter().flat_map(|(n, d)| record(n, d)).collect();
     bytes.extend_from_slice(&record("5.jpg", &[0; 3000])[..1000]);
@@ -238,7 +327,9 @@ fn eval_reader_gives_good_samples_in_order_and_counts_the_others() {
         got,
         [
             ("1".to_owned(), Some(7), None),
-            ("3".to_owned(), None, Some("a caption".to_owned()))
+            ("3".to_owned(), None, Some("a caption".to_owned())),
+            // Its caption is not UTF-8, which classification does not mind.
+            ("4b".to_owned(), Some(3), None),
         ]
     );
     assert_eq!(

@@ -193,6 +193,18 @@ fn story_interrupted_run_ends_with_130_and_resume_finishes_it() {
     let dir = stage.path("run");
     let mut run = Run::start(&stage.job, &dir, 2, &[]);
     wait_for_step(&mut run, 20);
+    // Neither an audit nor a second start gets in its way.
+    for args in [
+        &["audit", text(&dir)][..],
+        &["run", text(&stage.job), "--run", text(&dir), "--resume"],
+    ] {
+        let meanwhile = harness::argosy_to_end(args);
+        assert_eq!(
+            meanwhile.0,
+            Some(i32::from(Exit::Conflict.code())),
+            "{args:?}: {meanwhile:?}"
+        );
+    }
     run.signal(Signal::SIGINT);
     assert_eq!(
         run.wait_for_end(),
@@ -205,12 +217,32 @@ fn story_interrupted_run_ends_with_130_and_resume_finishes_it() {
     assert_eq!(again.0, Some(i32::from(Exit::Conflict.code())), "{again:?}");
     assert!(again.2.contains("--resume"), "{}", again.2);
 
+    // A resume with another job is refused and leaves the run's own copy of the job alone.
+    let kept = std::fs::read_to_string(dir.join("job.toml")).expect("the run's job");
+    let other = [
+        "run",
+        text(&stage.job),
+        "--run",
+        text(&dir),
+        "--resume",
+        "--set",
+        "train.lr=0.5",
+    ];
+    let refused = harness::argosy_to_end(&other);
+    assert_eq!(refused.0, Some(i32::from(Exit::Conflict.code())), "{refused:?}");
+    assert_eq!(
+        std::fs::read_to_string(dir.join("job.toml")).expect("still there"),
+        kept
+    );
+
     let mut run = Run::start(&stage.job, &dir, 1, &["--resume"]);
     assert_eq!(run.wait_for_end(), 0, "{}", run.dump());
     let later = losses(&mut run);
     assert!(later.keys().next() > Some(&1), "the run began anew: {}", run.dump());
     curve.extend(later);
-    assert_all_trained(&dir, 40);
+    let moved = stage.path("moved");
+    std::fs::rename(&dir, &moved).expect("a run folder can be moved");
+    assert_all_trained(&moved, 40);
     assert_same_curve("interrupted", &undisturbed(&stage), &curve);
 }
 

@@ -81,7 +81,17 @@ fn failpoint(worker: WorkerId, run_dir: &Path) -> Result<Failpoint, (Exit, Strin
     }
 }
 
-/// What must be equal for sums to be (rule N2): device, processor capability, libtorch, precision.
+/// What must be equal for sums to be (rule N2): device, processor capability, libtorch's interface, precision.
 pub(super) fn numeric_class() -> String {
-    format!("cpu-{}-tch-{}-f32", std::env::consts::ARCH, "0.24.0")
+    #[cfg(target_arch = "x86_64")]
+    let capability = if std::arch::is_x86_feature_detected!("avx512f") {
+        "avx512"
+    } else if std::arch::is_x86_feature_detected!("avx2") {
+        "avx2"
+    } else {
+        "base"
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let capability = "base";
+    format!("cpu {} {capability} tch-0.24.0 f32", std::env::consts::ARCH)
 }

@@ -1,5 +1,6 @@
 //! OpenCLIP's model configuration: what is read, and a clear sentence for what is not built.
 
+use argosy_shard_loader::transform::ResizeMode;
 use serde_json::{Map, Value};
 
 /// Why a configuration cannot be used.
@@ -58,11 +59,29 @@ pub struct ModelConfig {
     pub source: Value,
 }
 
-/// How pixels become inputs: `(x/255 - mean) / std` per channel.
+/// How pictures become inputs: resized, then `(x/255 - mean) / std` per channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Preprocess {
     pub mean: [f64; 3],
     pub std: [f64; 3],
+    /// How an evaluation picture comes to its size; training crops at random whatever stands here, as in OpenCLIP.
+    pub resize_mode: ResizeMode,
+}
+
+/// OpenCLIP's name of each way to resize.
+const RESIZE_MODES: [(&str, ResizeMode); 2] = [("shortest", ResizeMode::Shortest), ("squash", ResizeMode::Squash)];
+/// The only filter there is.
+const INTERPOLATION: &str = "bicubic";
+
+impl Preprocess {
+    /// As `preprocess_cfg` in a published model's configuration.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let mode = RESIZE_MODES.iter().find(|(_, mode)| *mode == self.resize_mode);
+        serde_json::json!({
+            "mean": self.mean, "std": self.std, "interpolation": INTERPOLATION, "resize_mode": mode.map(|(name, _)| name),
+        })
+    }
 }
 
 impl Default for Preprocess {
@@ -71,6 +90,7 @@ impl Default for Preprocess {
         Self {
             mean: [0.48145466, 0.4578275, 0.40821073],
             std: [0.26862954, 0.26130258, 0.27577711],
+            resize_mode: ResizeMode::Shortest,
         }
     }
 }
@@ -216,6 +236,11 @@ fn text(map: &Map<String, Value>) -> Result<TextConfig> {
 }
 
 fn preprocess(value: Option<&Value>) -> Result<Preprocess> {
+    let unsupported = |key: &str, value: &Value, why: &str| ConfigError::Unsupported {
+        key: format!("preprocess_cfg.{key}"),
+        value: value.to_string(),
+        why: why.into(),
+    };
     let mut out = Preprocess::default();
     let Some(value) = value else { return Ok(out) };
     for (key, slot) in [("mean", &mut out.mean), ("std", &mut out.std)] {
@@ -237,6 +262,17 @@ fn preprocess(value: Option<&Value>) -> Result<Preprocess> {
             key: "preprocess_cfg.std".into(),
             why,
         });
+    }
+    if let Some(mode) = value.get("resize_mode").filter(|v| !v.is_null()) {
+        let known = RESIZE_MODES.iter().find(|(name, _)| mode == name);
+        let why = "Argosy evaluates with shortest or squash";
+        out.resize_mode = known.ok_or_else(|| unsupported("resize_mode", mode, why))?.1;
+    }
+    if let Some(filter) = value
+        .get("interpolation")
+        .filter(|v| !v.is_null() && *v != INTERPOLATION)
+    {
+        return Err(unsupported("interpolation", filter, "Argosy resizes with bicubic only"));
     }
     Ok(out)
 }
@@ -381,6 +417,33 @@ mod tests {
         ] {
             let json = format!(r#"{{"embed_dim": 8, "vision_cfg": {{{vision}}}, "text_cfg": {{{text}}}}}"#);
             let error = ModelConfig::from_json(&json).unwrap_err().to_string();
+            assert!(error.contains(key), "{error} does not name {key}");
+        }
+    }
+
+    #[test]
+    fn preprocess_resize_mode_is_read_and_written_and_others_are_refused() {
+        let read = |preprocess: &str| {
+            let json = format!(
+                r#"{{"model_cfg": {{"embed_dim": 8, "vision_cfg": {{}}, "text_cfg": {{}}}}, "preprocess_cfg": {preprocess}}}"#
+            );
+            ModelConfig::from_json(&json)
+        };
+        for (mode, expected) in [
+            ("null", ResizeMode::Shortest),
+            (r#""shortest""#, ResizeMode::Shortest),
+            (r#""squash""#, ResizeMode::Squash),
+        ] {
+            let (_, pre) = read(&format!(r#"{{"resize_mode": {mode}, "interpolation": "bicubic"}}"#)).unwrap();
+            assert_eq!(pre.resize_mode, expected);
+            assert_eq!(read(&pre.to_json().to_string()).unwrap().1, pre);
+        }
+        for (preprocess, key) in [
+            (r#"{"resize_mode": "longest"}"#, "preprocess_cfg.resize_mode"),
+            (r#"{"resize_mode": 1}"#, "preprocess_cfg.resize_mode"),
+            (r#"{"interpolation": "bilinear"}"#, "preprocess_cfg.interpolation"),
+        ] {
+            let error = read(preprocess).unwrap_err().to_string();
             assert!(error.contains(key), "{error} does not name {key}");
         }
     }

@@ -177,7 +177,7 @@ fn abort_in_mid_transfer_ends_every_member_at_once() {
                             told.send(()).unwrap();
                         }
                     };
-                    ended.send((error, Instant::now())).unwrap();
+                    ended.send(error).unwrap();
                 })
             })
             .collect();
@@ -188,9 +188,10 @@ fn abort_in_mid_transfer_ends_every_member_at_once() {
         for handle in &handles {
             handle.abort();
         }
-        assert!(at.elapsed() < Duration::from_millis(10), "aborting never waits");
+        // It takes microseconds; the bound leaves room for a loaded machine and none for waiting for a peer.
+        assert!(at.elapsed() < Duration::from_secs(1), "aborting never waits");
         for _ in 0..3 {
-            let (error, _when) = ends.recv_timeout(PATIENCE).unwrap();
+            let error = ends.recv_timeout(PATIENCE).unwrap();
             assert!(
                 matches!(error, CollectiveError::Aborted | CollectiveError::PeerLost { .. }),
                 "{error}"

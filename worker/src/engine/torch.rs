@@ -315,11 +315,12 @@ impl Engine for TorchEngine {
             .ok_or_else(|| EngineError::Protocol("loss_backward before own_lse".into()))?;
         expect_len("diag", all.r.len(), all.diag.len())?;
         self.params.grads.as_mut_slice().fill(0.0);
-        let grads = own.finish(&Tensor::f_from_slice(all.r)?, &Tensor::f_from_slice(all.c)?)?;
+        let (r, c) = (Tensor::f_from_slice(all.r)?, Tensor::f_from_slice(all.c)?);
+        let grads = own.finish(&r, &c, &Tensor::f_from_slice(all.diag)?)?;
         self.towers_backward(step.pieces, step.rows, &grads.d_f, &grads.d_g)?;
         self.params.grads.as_mut_slice()[self.scale_at] = grads.d_log_scale as f32;
         Ok(LossOut {
-            loss: loss::value(all.r, all.c, all.diag),
+            loss: loss::value(all.r, all.c),
         })
     }
 

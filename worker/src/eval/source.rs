@@ -1,8 +1,9 @@
 //! Weights for evaluation: a run's last committed checkpoint, one manifest, or a folder as published on model hubs.
 
 use crate::checkpoint::{CHECKPOINTS_DIR, read_manifest, restore_manifest};
-use crate::clip::ModelConfig;
+use crate::clip::{ModelConfig, Preprocess};
 use crate::engine::{Engine, TorchEngine, TorchOptions};
+use crate::model::check_tokenizer;
 use argosy_common::events::{RunEvent, StampedEvent};
 use argosy_common::exit::Exit;
 use std::path::{Path, PathBuf};
@@ -13,18 +14,29 @@ const EVENTS_FILE: &str = "events.jsonl";
 
 type Failure = (Exit, String);
 
-/// A model with the weights that `checkpoint` names, and a sentence that says which they are.
+/// A model to evaluate.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The model with its weights.
+    pub engine: TorchEngine,
+    /// How its pictures are prepared.
+    pub preprocess: Preprocess,
+    /// Says which weights they are.
+    pub shown: String,
+}
+
+/// A model with the weights that `checkpoint` names.
 ///
 /// # Errors
 /// The exit code and a sentence that names the file.
-pub fn load_engine(checkpoint: &Path, threads: usize) -> Result<(TorchEngine, String), Failure> {
+pub fn load_engine(checkpoint: &Path, threads: usize) -> Result<Loaded, Failure> {
     let options = TorchOptions {
         threads,
         ..TorchOptions::default()
     };
     let shown = checkpoint.display();
     if checkpoint.join(HUB_CONFIG).is_file() {
-        return Ok((from_hub(checkpoint, options)?, format!("{shown}")));
+        return from_hub(checkpoint, options);
     }
     let manifest = if checkpoint.is_file() {
         checkpoint.to_path_buf()
@@ -40,17 +52,29 @@ pub fn load_engine(checkpoint: &Path, threads: usize) -> Result<(TorchEngine, St
     from_manifest(&manifest, options)
 }
 
-fn from_hub(folder: &Path, options: TorchOptions) -> Result<TorchEngine, Failure> {
+fn from_hub(folder: &Path, options: TorchOptions) -> Result<Loaded, Failure> {
     let read = |name: &str| {
         let path = folder.join(name);
         std::fs::read(&path).map_err(|e| (Exit::NotFound, format!("{}: {e}", path.display())))
     };
     let text = String::from_utf8_lossy(&read(HUB_CONFIG)?).into_owned();
-    let (config, preprocess) = ModelConfig::from_json(&text).map_err(|e| (Exit::BadConfig, e.to_string()))?;
+    let (config, preprocess) = read_config(&text, &folder.join(HUB_CONFIG))?;
     let failed = |e: crate::engine::EngineError| (Exit::JobFailed, format!("{}: {e}", folder.display()));
     let mut engine = TorchEngine::new(&config, &preprocess, options).map_err(failed)?;
     engine.load_weights(&read(HUB_WEIGHTS)?).map_err(failed)?;
-    Ok(engine)
+    Ok(Loaded {
+        engine,
+        preprocess,
+        shown: folder.display().to_string(),
+    })
+}
+
+/// A configuration whose text tower takes what the tokenizer makes of prompts.
+fn read_config(text: &str, file: &Path) -> Result<(ModelConfig, Preprocess), Failure> {
+    let bad = |e| (Exit::BadConfig, format!("{}: {e}", file.display()));
+    let (config, preprocess) = ModelConfig::from_json(text).map_err(bad)?;
+    check_tokenizer(&config).map_err(bad)?;
+    Ok((config, preprocess))
 }
 
 /// The manifest that the run's events name last. Folders are never listed: a crash leaves files that count for nothing.
@@ -73,10 +97,9 @@ fn last_committed(run_dir: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
-fn from_manifest(path: &Path, options: TorchOptions) -> Result<(TorchEngine, String), Failure> {
+fn from_manifest(path: &Path, options: TorchOptions) -> Result<Loaded, Failure> {
     let manifest = read_manifest(path).map_err(|e| (Exit::NotFound, e.to_string()))?;
-    let (config, preprocess) = ModelConfig::from_json(&manifest.model.to_string())
-        .map_err(|e| (Exit::BadConfig, format!("{}: {e}", path.display())))?;
+    let (config, preprocess) = read_config(&manifest.model.to_string(), path)?;
     let mut engine = TorchEngine::new(&config, &preprocess, options).map_err(|e| (Exit::BadConfig, e.to_string()))?;
     // Keys are relative to the folder that holds the attempts, and the manifest lies in its attempt.
     let root = path.parent().and_then(Path::parent).unwrap_or(Path::new(""));
@@ -85,5 +108,9 @@ fn from_manifest(path: &Path, options: TorchOptions) -> Result<(TorchEngine, Str
     engine
         .import_state(&state, None)
         .map_err(|e| (Exit::JobFailed, e.to_string()))?;
-    Ok((engine, format!("{} ({})", path.display(), manifest.name)))
+    Ok(Loaded {
+        engine,
+        preprocess,
+        shown: format!("{} ({})", path.display(), manifest.name),
+    })
 }

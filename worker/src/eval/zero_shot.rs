@@ -1,12 +1,11 @@
 //! Zero-shot classification as OpenCLIP does it (`zero_shot_classifier.py`, `zero_shot.py`): a class is the mean of its
 //! normalised prompts, normalised again; logits are 100 times the cosine.
 
-use super::source::load_engine;
+use super::source::{Loaded, load_engine};
 use crate::engine::{Engine, EngineError};
 use argosy_common::exit::Exit;
 use argosy_common::steplog::MaskReason;
 use argosy_shard_loader::eval::EvalConfig;
-use argosy_shard_loader::transform::ResizeMode;
 use argosy_shard_loader::{DataError, EvalReader, EvalSample, Tokenizer};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -172,10 +171,14 @@ pub fn run(args: &EvalArgs) -> Result<Report, Failure> {
     let threads = args
         .threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let (mut engine, checkpoint) = load_engine(&args.checkpoint, threads)?;
+    let Loaded {
+        mut engine,
+        preprocess,
+        shown,
+    } = load_engine(&args.checkpoint, threads)?;
     let config = EvalConfig {
         image_size: engine.image_size() as u32,
-        resize_mode: ResizeMode::Shortest,
+        resize_mode: preprocess.resize_mode,
         image_key: args.image_key.clone(),
         text_key: "txt".into(),
         max_image_pixels: args.max_image_pixels,
@@ -197,7 +200,7 @@ pub fn run(args: &EvalArgs) -> Result<Report, Failure> {
         ));
     }
     let mut report = score.report();
-    report.checkpoint = checkpoint;
+    report.checkpoint = shown;
     report.data = args.data.clone();
     report.templates = templates.len();
     report.left_out = reader.left_out().clone();
@@ -205,16 +208,21 @@ pub fn run(args: &EvalArgs) -> Result<Report, Failure> {
     Ok(report)
 }
 
-/// Lines of a file, without those that are empty.
+/// Lines of a file. Their places are numbers of classes, so an empty one may stand at the end only: left out anywhere else,
+/// it would move all that follow.
 fn lines(path: &Path) -> Result<Vec<String>, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| (Exit::NotFound, format!("{}: {e}", path.display())))?;
-    let lines: Vec<String> = text
-        .lines()
-        .map(|l| l.trim_end().to_owned())
-        .filter(|l| !l.is_empty())
-        .collect();
+    let lines: Vec<String> = text.trim_end().lines().map(|l| l.trim_end().to_owned()).collect();
     if lines.is_empty() {
         return Err((Exit::BadConfig, format!("{} is empty", path.display())));
+    }
+    if let Some(at) = lines.iter().position(String::is_empty) {
+        let message = format!(
+            "line {} of {} is empty: line i stands for number i, remove the line or fill it",
+            at + 1,
+            path.display()
+        );
+        return Err((Exit::Usage, message));
     }
     Ok(lines)
 }
@@ -259,6 +267,10 @@ fn classifier<E: Engine>(
                 .map_err(engine_failure)?,
         );
     }
+    check_finite(&features, dim, |row| {
+        let (class, template) = (&classes[row / templates.len()], &templates[row % templates.len()]);
+        format!("class `{class}` with template `{template}`")
+    })?;
     let mut weights = Vec::with_capacity(classes.len() * dim);
     for class in features.chunks(templates.len() * dim) {
         let mean: Vec<f64> = (0..dim)
@@ -268,6 +280,22 @@ fn classifier<E: Engine>(
         weights.extend(mean.iter().map(|v| (v / norm) as f32));
     }
     Ok(weights)
+}
+
+/// Refuses features `[n, dim]` that hold NaN or infinity: no logit compares as higher than NaN, so that every sample would
+/// count as right. `name` says whose the row is.
+fn check_finite(features: &[f32], dim: usize, name: impl Fn(usize) -> String) -> Result<(), Failure> {
+    match features.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(at) => {
+            let whose = name(at / dim.max(1));
+            let message = format!(
+                "the feature of {whose} is not finite, so nothing can be classified: the weights of this checkpoint are \
+                 broken, evaluate another one"
+            );
+            Err((Exit::JobFailed, message))
+        }
+    }
 }
 
 /// Decodes on one thread, encodes on this one. Gives the reader back for its counts.
@@ -295,7 +323,7 @@ fn classify<E: Engine>(
     for samples in batches {
         let samples = samples.map_err(data_failure)?;
         let mut pixels = Vec::new();
-        let mut labels = Vec::new();
+        let (mut labels, mut keys) = (Vec::new(), Vec::new());
         for sample in samples {
             let Some(class) = sample.class else {
                 score.unlabelled += 1;
@@ -310,10 +338,12 @@ fn classify<E: Engine>(
             }
             pixels.extend_from_slice(&sample.pixels);
             labels.push(class);
+            keys.push(sample.key);
         }
         let features = engine
             .encode_images_eval(labels.len(), &pixels, batch)
             .map_err(engine_failure)?;
+        check_finite(&features, engine.feature_dim(), |row| format!("sample {}", keys[row]))?;
         for (feature, label) in features.chunks(engine.feature_dim()).zip(labels) {
             score.add(feature, weights, label);
         }
@@ -409,54 +439,4 @@ impl<'a> Score<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::ToyEngine;
-
-    #[test]
-    fn score_counts_top1_top5_classes_and_subcategories() {
-        // Class c has the unit vector e_c; the sample's features are its logits.
-        let weights: Vec<f32> = (0..36).map(|i| if i % 7 == 0 { 1.0 } else { 0.0 }).collect();
-        let names: Vec<String> = ["a", "a", "b", "b", "b", "c"].map(Into::into).to_vec();
-        let mut score = Score::new(6, Some(&names));
-        score.add(&[0.9, 0.5, 0.4, 0.3, 0.2, 0.1], &weights, 0); // right
-        score.add(&[0.9, 0.5, 0.4, 0.3, 0.2, 0.1], &weights, 1); // second, same subcategory as the first
-        score.add(&[0.9, 0.5, 0.4, 0.3, 0.2, 0.1], &weights, 5); // sixth
-        score.add(&[0.5; 6], &weights, 0); // all equal: the lower class goes first
-        let report = score.report();
-        assert_eq!((report.samples, report.top1, report.top5), (4, 0.5, 0.75));
-        assert!(
-            (report.mean_per_class - 1.0 / 3.0).abs() < 1e-12,
-            "{}",
-            report.mean_per_class
-        );
-        let sub = report.subcategories.unwrap();
-        assert_eq!((sub.top1, sub.count), (0.75, 3));
-        assert!((sub.chance - (2.0 + 2.0 + 1.0 + 2.0) / 4.0 / 6.0).abs() < 1e-12);
-        assert!((report.chance - 1.0 / 6.0).abs() < 1e-12);
-    }
-
-    #[test]
-    fn classifier_rows_are_normalised_means_of_normalised_prompts() {
-        let mut engine = ToyEngine::new(2, 8, 3, 1);
-        let (classes, templates) = (
-            ["cat".to_owned(), "dog".into()],
-            ["{}".to_owned(), "a {}".into(), "{} x".into()],
-        );
-        let weights = classifier(&mut engine, &classes, &templates, 2).unwrap();
-        let tokenizer = Tokenizer::new(8);
-        for (class, row) in classes.iter().zip(weights.chunks(4)) {
-            let mut sum = [0.0f64; 4];
-            for template in &templates {
-                let mut tokens = [0; 8];
-                let length = tokenizer.row(&template.replace("{}", class), &mut tokens);
-                let feature = engine.encode_text_eval(1, &tokens, &[length], 1).unwrap();
-                sum.iter_mut().zip(feature).for_each(|(s, f)| *s += f64::from(f));
-            }
-            let norm = sum.iter().map(|v| v * v).sum::<f64>().sqrt();
-            for (got, want) in row.iter().zip(sum) {
-                assert!((f64::from(*got) - want / norm).abs() < 1e-6);
-            }
-        }
-    }
-}
+mod tests;

@@ -16,6 +16,8 @@ pub(super) struct Buffers {
     pub(super) pixels: Vec<u8>,
     pub(super) tokens: Vec<i32>,
     pub(super) lengths: Vec<u16>,
+    /// Rows of the token table on their way through REDUCE.
+    pub(super) rows: Vec<f32>,
 }
 
 /// Sizes of what is gathered.

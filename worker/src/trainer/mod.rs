@@ -243,6 +243,8 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             TrainerOrder::Form { plan } => {
                 let generation = plan.generation;
                 self.inside = None;
+                // An order that came after the old generation was left belongs to an attempt that was given up.
+                self.checkpoint = None;
                 match self.form(plan) {
                     Ok(inside) => {
                         self.inside = Some(inside);

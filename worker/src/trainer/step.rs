@@ -2,7 +2,7 @@
 
 use super::gather::{Layout, Whole, pack_lse};
 use super::{BatchSource, Halt, Held, InGeneration, Trainer};
-use crate::engine::{ApplyHyper, ApplyOut, Encoded, Engine, RowsIn, all_finite};
+use crate::engine::{ApplyHyper, ApplyOut, Encoded, Engine, RowsIn, all_finite, reduce_rows};
 use argosy_common::events::StepReport;
 use argosy_common::exit::Exit;
 use argosy_common::follower::Event;
@@ -83,7 +83,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         } else {
             let (loss, finite) = self.loss_and_backward(inside, &whole, step, &mut timer)?;
             self.hit("reduce", step);
-            inside.collective.all_reduce_sum(self.engine.grads_flat()?)?;
+            self.reduce(inside)?;
             timer.lap("reduce");
             (Outcome::Update { loss }, finite)
         };
@@ -114,7 +114,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             logit_scale: applied.logit_scale,
             grad_norm: applied.grad_norm,
             valid: whole.valid as u32,
-            masked: count_masked(&batches),
+            masked: count_masked(&whole),
             phase_ms: timer.phase_ms,
         };
         self.emit(Event::Stepped { report });
@@ -223,6 +223,29 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         let finite = all_finite(self.engine.grads_flat()?);
         timer.lap("backward");
         Ok((loss, finite))
+    }
+
+    /// REDUCE: the flat gradient, of the token table only the rows that some worker reached.
+    fn reduce(&mut self, inside: &mut InGeneration) -> Result<(), Halt> {
+        if inside.collective.size() == 1 {
+            return Ok(());
+        }
+        let union = match self.engine.sparse_table() {
+            None => Vec::new(),
+            Some(table) => {
+                table.bitmap(self.engine.touched_rows(), &mut self.buffers.mine);
+                let lens = vec![self.buffers.mine.len(); inside.collective.size()];
+                self.buffers.all.resize(lens.iter().sum(), 0);
+                inside
+                    .collective
+                    .all_gather(&self.buffers.mine, &lens, &mut self.buffers.all)?;
+                table.union(&self.buffers.all)
+            }
+        };
+        let collective = &mut inside.collective;
+        reduce_rows(&mut self.engine, &union, &mut self.buffers.rows, |values| {
+            collective.all_reduce_sum(values).map_err(Halt::from)
+        })
     }
 
     /// SENTINEL: everybody has come so far, and every gradient was finite.
@@ -342,10 +365,10 @@ fn refuse_non_finite_rows(inside: &InGeneration, batches: &[LaneBatch], whole: &
     })
 }
 
-fn count_masked(batches: &[LaneBatch]) -> BTreeMap<argosy_common::steplog::MaskReason, u32> {
+fn count_masked(whole: &Whole) -> BTreeMap<argosy_common::steplog::MaskReason, u32> {
     let mut masked = BTreeMap::new();
-    for (_, reason) in batches.iter().flat_map(LaneBatch::masked) {
-        *masked.entry(reason).or_default() += 1;
+    for row in &whole.masked {
+        *masked.entry(row.reason).or_default() += 1;
     }
     masked
 }

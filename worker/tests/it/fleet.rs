@@ -273,6 +273,16 @@ pub(crate) fn plan<E: Engine + 'static>(
 
 /// Forms the generation and lets it run.
 pub(crate) fn form_and_run<E: Engine + 'static>(plan: &Plan, workers: &mut [&mut Worker<E>]) {
+    form(plan, workers);
+    for worker in workers.iter() {
+        worker.order(TrainerOrder::Run {
+            generation: plan.generation,
+        });
+    }
+}
+
+/// Forms the generation.
+pub(crate) fn form<E: Engine + 'static>(plan: &Plan, workers: &mut [&mut Worker<E>]) {
     for worker in workers.iter() {
         worker.order(TrainerOrder::Form { plan: plan.clone() });
     }
@@ -287,11 +297,6 @@ pub(crate) fn form_and_run<E: Engine + 'static>(plan: &Plan, workers: &mut [&mut
             worker.id
         );
         worker.name = plan.base;
-    }
-    for worker in workers.iter() {
-        worker.order(TrainerOrder::Run {
-            generation: plan.generation,
-        });
     }
 }
 

@@ -1,4 +1,9 @@
 //! Integration tests of the worker: one binary, since each links libtorch.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests fail their test by panicking"
+)]
 
 mod commands;
 mod fleet;

@@ -1,6 +1,6 @@
 //! Whole trainers with exact arithmetic: whatever happens to the members, the state at the end has the same bits.
 
-use crate::fleet::{LANES, Worker, applied, finish, form_and_run, plan, shape, start, start_with, undisturbed};
+use crate::fleet::{LANES, Worker, applied, finish, form, form_and_run, plan, shape, start, start_with, undisturbed};
 use argosy_common::events::{FromWorker, Manifest, PartInfo};
 use argosy_common::follower::{Event, TrainerOrder};
 use argosy_common::ids::{Generation, StateName, WorkerId};
@@ -182,10 +182,16 @@ fn checkpoint_restores_at_another_world_size_to_the_same_bits() {
     let first = plan(1, StateName::INITIAL, StateSource::Seed, &[&mut a, &mut b], |lane| {
         lane % 2
     });
+    // An order from before the generation belongs to an attempt that was given up.
+    a.order(checkpoint(9, 4, vec![0]));
+    form(&first, &mut [&mut a, &mut b]);
     a.order(checkpoint(1, 5, vec![0]));
     b.order(checkpoint(1, 5, vec![]));
     a.stall_at.store(7, Ordering::SeqCst);
-    form_and_run(&first, &mut [&mut a, &mut b]);
+    for worker in [&a, &b] {
+        let generation = Generation(1);
+        worker.order(TrainerOrder::Run { generation });
+    }
     let (part, base) = uploaded(&mut a);
     assert_eq!(
         base,

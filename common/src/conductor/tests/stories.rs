@@ -267,19 +267,77 @@ fn state_from_before_a_resume_does_not_count_even_when_it_is_further() {
 fn silent_worker_is_lost_after_the_failure_budget_and_killed() {
     let mut story = Story::two_running();
     story.done(1, 1, 1);
-    story.now += 900;
-    story.tell(Event::Said {
-        worker: WorkerId(1),
-        message: FromWorker::Heartbeat,
-    });
-    story.now += 200;
-    story.tell(Event::Ticked);
+    for _ in 0..5 {
+        story.now += 250;
+        story.tell(Event::Said {
+            worker: WorkerId(1),
+            message: FromWorker::Heartbeat,
+        });
+    }
     assert_eq!(story.dismissed, vec![WorkerId(2)]);
     let close = ToWorker::Close {
         generation: Generation(1),
         after_step: None,
     };
     assert!(story.sent.contains(&(WorkerId(1), close)));
+}
+
+#[test]
+fn coordinator_that_stood_still_loses_nobody_for_it() {
+    let mut story = Story::two_running();
+    story.done(1, 1, 1);
+    story.now += 60_000;
+    story.tell(Event::Ticked);
+    assert_eq!(story.dismissed, Vec::new(), "their heartbeats are still in the queue");
+    for _ in 0..8 {
+        story.now += 250;
+        story.tell(Event::Ticked);
+    }
+    assert_eq!(
+        story.dismissed,
+        vec![WorkerId(1), WorkerId(2)],
+        "silence while we listened counts"
+    );
+}
+
+#[test]
+fn last_step_committed_but_not_recorded_as_the_end_ends_on_resume() {
+    let head = Head {
+        key: "9/manifest.json".into(),
+        name: name(100, 6),
+    };
+    let story = Story::with(Restored {
+        generation: Generation(6),
+        head: Some(head),
+        ..Restored::default()
+    });
+    assert!(
+        matches!(story.outcome, Some(Outcome::Succeeded { .. })),
+        "{:?}",
+        story.outcome
+    );
+}
+
+#[test]
+fn stopped_run_whose_last_worker_dies_ends_instead_of_waiting() {
+    let mut story = Story::two_running();
+    story.done(1, 7, 1);
+    story.tell(Event::StopRequested);
+    for worker in [1, 2] {
+        let worker = WorkerId(worker);
+        let (code, signal) = (None, Some(9));
+        story.tell(Event::WorkerExited {
+            worker,
+            pid: 1,
+            code,
+            signal,
+        });
+    }
+    assert!(
+        matches!(story.outcome, Some(Outcome::Interrupted { .. })),
+        "{:?}",
+        story.outcome
+    );
 }
 
 #[test]

@@ -21,6 +21,10 @@ pub(super) struct World {
     draws: Draws,
     now: u64,
     shape: RunShape,
+    settings: Settings,
+    /// Workers that somebody starts by hand.
+    joiners: u32,
+    last_joiner: u32,
     conductor: Conductor,
     records: Vec<Record>,
     persists: VecDeque<Record>,
@@ -39,6 +43,17 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64, workers: u32) -> Self {
+        Self::with(seed, workers, 1, true)
+    }
+
+    /// A world whose workers are started by hand: nobody reports their end but their stream.
+    pub(super) fn by_hand(seed: u64, workers: u32, min: u32) -> Self {
+        let mut world = Self::with(seed, workers, min, false);
+        world.joiners = workers;
+        world
+    }
+
+    fn with(seed: u64, workers: u32, workers_min: u32, spawns: bool) -> Self {
         let shape = RunShape {
             seed,
             sources: vec![SourceShape {
@@ -55,10 +70,10 @@ impl World {
             term: Term(1),
             lanes: shape.lanes,
             total_steps: shape.total_steps(),
-            workers_min: 1,
+            workers_min,
             workers_target: workers,
             workers_max: workers + 1,
-            spawns: true,
+            spawns,
             failure_budget_ms: 5_000,
             worker_errors_max: 1_000,
             checkpoint_steps: 4,
@@ -69,7 +84,10 @@ impl World {
             seed,
             draws: Draws::new(seed, Purpose::Jitter, 1, 0),
             now: 0,
-            conductor: Conductor::new(settings, Restored::default()),
+            conductor: Conductor::new(settings.clone(), Restored::default()),
+            settings,
+            joiners: 0,
+            last_joiner: 0,
             shape,
             records: Vec::new(),
             persists: VecDeque::new(),
@@ -194,17 +212,95 @@ impl World {
         }
     }
 
-    /// SIGKILL: what was said is still on the wire, the rest is silence; the parent reaps it some time later.
+    /// SIGKILL: what was said is still on the wire, the rest is silence; a parent reaps it some time later.
     fn kill(&mut self, worker: WorkerId) {
         if let Some(dead) = self.workers.remove(&worker) {
             for message in dead.outbox {
                 self.tell(Event::Said { worker, message });
             }
-            if self.draws.below(2) == 0 {
+            if !self.settings.spawns || self.draws.below(2) == 0 {
                 self.tell(Event::StreamLost { worker });
             }
-            self.exits.push_back(worker);
+            if self.settings.spawns {
+                self.exits.push_back(worker);
+            }
         }
+    }
+
+    /// Ctrl-C once the run has come to `step`; turns the world until the conductor ends it.
+    pub(super) fn stop_at_step(&mut self, step: u64) -> Option<Outcome> {
+        self.tell(Event::Ticked);
+        let mut stopped = false;
+        for _ in 0..TURNS_MAX {
+            if self.outcome.is_some() {
+                return self.outcome.take();
+            }
+            if !stopped && self.conductor.observe().steps_done >= step {
+                stopped = true;
+                self.tell(Event::StopRequested);
+            }
+            self.turn();
+        }
+        panic!(
+            "seed {}: a stopped world hangs in {:?}",
+            self.seed,
+            self.conductor.observe()
+        );
+    }
+
+    /// The coordinator dies and is started again: of the records under way some are durable, workers end themselves.
+    pub(super) fn restart(&mut self) {
+        let durable = self.draws.below(self.persists.len() as u64 + 1) as usize;
+        self.records.extend(self.persists.drain(..).take(durable));
+        for (attempt, name) in std::mem::take(&mut self.to_write) {
+            if self.draws.below(2) == 0 {
+                self.manifests
+                    .insert(format!("{attempt}/manifest.json"), (name, self.bits_of[&name]));
+            }
+        }
+        self.workers.clear();
+        self.spawning.clear();
+        self.exits.clear();
+        self.outcome = None;
+        let restored = Restored::from_records(&self.records);
+        for attempt in &restored.open_attempts {
+            let reason = "the coordinator ended before it was complete".into();
+            self.records.push(Record::CheckpointAbandoned {
+                attempt: *attempt,
+                reason,
+            });
+        }
+        if let Some(name) = restored.finished {
+            self.outcome = Some(Outcome::Succeeded { name, manifest: None });
+        }
+        self.conductor = Conductor::new(self.settings.clone(), restored);
+        self.now = 0;
+    }
+
+    /// Turns the world `turns` times, or until it ends.
+    pub(super) fn turn_for(&mut self, turns: u64) {
+        self.tell(Event::Ticked);
+        for _ in 0..turns {
+            if self.outcome.is_none() {
+                self.turn();
+            }
+        }
+    }
+
+    /// Whether there were too few workers after the run had begun.
+    pub(super) fn waited(&self) -> bool {
+        let began = self
+            .events
+            .iter()
+            .position(|e| matches!(e, RunEvent::GenerationActivated { .. }));
+        began.is_some_and(|at| self.events[at..].iter().any(|e| matches!(e, RunEvent::Waiting { .. })))
+    }
+
+    pub(super) fn attempts(&self) -> usize {
+        self.records
+            .iter()
+            .filter(|r| matches!(r, Record::CheckpointOpened { .. }))
+            .count()
     }
 
     fn exit_one(&mut self) {
@@ -219,10 +315,16 @@ impl World {
     }
 
     fn spawn_one(&mut self) {
+        if !self.settings.spawns && (self.workers.len() as u32) < self.joiners {
+            self.last_joiner += 1;
+            self.spawning.push_back(WorkerId(self.last_joiner));
+        }
         let Some(worker) = self.spawning.pop_front() else {
             return;
         };
-        self.tell(Event::WorkerSpawned { worker, pid: worker.0 });
+        if self.settings.spawns {
+            self.tell(Event::WorkerSpawned { worker, pid: worker.0 });
+        }
         self.tell(Event::WorkerConnected { worker });
         let new = Worker::new(self.bits_of[&StateName::INITIAL]);
         self.workers.insert(worker, new);
@@ -292,7 +394,7 @@ impl World {
                 }
                 Command::SpawnWorker { worker } => self.spawning.push_back(worker),
                 Command::Dismiss { worker, .. } => {
-                    if self.workers.remove(&worker).is_some() {
+                    if self.workers.remove(&worker).is_some() && self.settings.spawns {
                         self.exits.push_back(worker);
                     }
                 }

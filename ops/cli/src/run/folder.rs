@@ -2,7 +2,10 @@
 
 use crate::fail::{Failure, Outcome};
 use argosy_common::exit::Exit;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -10,8 +13,13 @@ use std::path::{Path, PathBuf};
 /// Version of `run.json`.
 pub(crate) const RUN_FILE_VERSION: u32 = 1;
 const RUN_FILE: &str = "run.json";
+const LOCK_FILE: &str = "run.lock";
+/// The job as it is trained.
+pub(crate) const JOB_FILE: &str = "job.toml";
+/// The same before it is known to be that of the run in the folder.
+pub(crate) const NEW_JOB_FILE: &str = "job.toml.new";
 /// What a start that failed early may have left; a folder with nothing else is as good as empty.
-const LEFTOVERS: [&str; 2] = ["index.argosy", "job.toml"];
+const LEFTOVERS: [&str; 4] = ["index.argosy", JOB_FILE, NEW_JOB_FILE, LOCK_FILE];
 
 /// What is frozen when a run begins (rules L3, L6).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,7 +31,7 @@ pub(crate) struct RunFile {
     pub(crate) config_hash: u64,
     /// Digest of the index.
     pub(crate) index_hash: u64,
-    /// Where the index lies.
+    /// Where the index lies; in the file relative to the folder, if it lies inside.
     pub(crate) index: PathBuf,
     /// Which sample stands at which position follows from this and the index.
     pub(crate) lanes: u32,
@@ -55,13 +63,21 @@ pub(crate) fn read(dir: &Path) -> Outcome<RunFile> {
             )));
         }
     }
-    serde_json::from_value(value).map_err(|e| refuse(e.to_string()))
+    let mut facts: RunFile = serde_json::from_value(value).map_err(|e| refuse(e.to_string()))?;
+    let whole = std::fs::canonicalize(dir).map_err(|e| Failure::io("find", dir, &e))?;
+    facts.index = whole.join(facts.index);
+    Ok(facts)
 }
 
 /// Writes the frozen facts; from now on the folder holds a run.
 pub(crate) fn write(dir: &Path, facts: &RunFile) -> Outcome<()> {
     let path = dir.join(RUN_FILE);
-    let text = serde_json::to_string_pretty(facts)
+    let mut facts = facts.clone();
+    // An index of the folder's own is named from there, so that the folder can be moved.
+    if let Ok(inside) = facts.index.strip_prefix(dir) {
+        facts.index = inside.to_owned();
+    }
+    let text = serde_json::to_string_pretty(&facts)
         .map_err(|e| Failure::new(Exit::JobFailed, format!("cannot write {}: {e}", path.display())))?;
     let beside = dir.join("run.json.tmp");
     std::fs::write(&beside, text + "\n")
@@ -100,11 +116,26 @@ pub(crate) fn create(dir: &Path, job: &Path) -> Outcome<()> {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(|e| Failure::io("protect", dir, &e))
 }
 
+/// Takes the folder for this process until the result is dropped: two starts at once would overwrite each other's files.
+pub(crate) fn lock(dir: &Path) -> Outcome<Flock<File>> {
+    let path = dir.join(LOCK_FILE);
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(&path).map_err(|e| Failure::io("write", &path, &e))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => {
+            let message = format!("folder {} is in use by another `argosy run`", dir.display());
+            Failure::new(Exit::Conflict, message).help("wait for its end, or choose another folder with --run DIR")
+        }
+        errno => Failure::io("lock", &path, &errno.into()),
+    })
+}
+
 /// Random bytes of the system.
 pub(crate) fn random<const N: usize>() -> Outcome<[u8; N]> {
     let path = Path::new("/dev/urandom");
     let mut bytes = [0; N];
-    std::fs::File::open(path)
+    File::open(path)
         .and_then(|mut f| f.read_exact(&mut bytes))
         .map_err(|e| Failure::io("read", path, &e))?;
     Ok(bytes)
@@ -143,6 +174,10 @@ mod tests {
         assert_eq!(run.metadata().unwrap().permissions().mode() & 0o777, 0o700);
         std::fs::write(run.join("other"), "").unwrap();
         assert_eq!(create(&run, Path::new("j.toml")).unwrap_err().exit, Exit::Conflict);
+        let held = lock(&run).unwrap();
+        assert_eq!(lock(&run).unwrap_err().exit, Exit::Conflict);
+        drop(held);
+        lock(&run).unwrap();
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub(crate) struct Prepared {
     pub(crate) threads: u32,
     /// The command that goes on with this run.
     pub(crate) resume: String,
+    /// Nobody else works in the folder.
+    _lock: nix::fcntl::Flock<std::fs::File>,
 }
 
 pub(crate) fn run(args: &RunArgs) -> Outcome<Exit> {
@@ -75,6 +77,7 @@ fn prepare(args: &RunArgs) -> Outcome<Prepared> {
         folder::create(&dir, &args.job)?;
         None
     };
+    let lock = folder::lock(&dir)?;
     // Workers get paths from here and start in folders of their own.
     let dir = std::fs::canonicalize(&dir).map_err(|e| Failure::io("find", &dir, &e))?;
     let (index, index_path) = match &before {
@@ -104,13 +107,16 @@ fn prepare(args: &RunArgs) -> Outcome<Prepared> {
         total_positions: shape.total_positions,
         model: model.model.clone(),
     };
+    let (new, kept) = (dir.join(folder::NEW_JOB_FILE), dir.join(folder::JOB_FILE));
     match &before {
-        Some(before) => same_run(before, &facts, &dir)?,
+        Some(before) => same_run(before, &facts, &dir).inspect_err(|_| drop(std::fs::remove_file(&new)))?,
         None => folder::write(&dir, &facts)?,
     }
+    std::fs::rename(&new, &kept).map_err(|e| Failure::io("write", &kept, &e))?;
     Ok(Prepared {
         threads: calc_threads(&loaded.job),
         resume: resume_command(args, &dir),
+        _lock: lock,
         loaded,
         dir,
         worker,
@@ -139,7 +145,8 @@ fn new_index(loaded: &LoadedJob, dir: &Path) -> Outcome<(Index, PathBuf)> {
     }
 }
 
-/// Writes the job as it is trained into the run folder and lets the worker read it: what it cannot build ends here.
+/// Writes the job as it is trained into the run folder and lets the worker read it: what it cannot build ends here. The
+/// copy gets its name when it is known to be the job of the run that the folder holds.
 fn describe_model(loaded: &LoadedJob, dir: &Path, worker: &Path) -> Outcome<Model> {
     let mut job = loaded.job.clone();
     // The copy lies elsewhere than the job file that its paths are relative to.
@@ -154,7 +161,7 @@ fn describe_model(loaded: &LoadedJob, dir: &Path, worker: &Path) -> Outcome<Mode
             .map(|part| loaded.base.join(part).to_string_lossy().into_owned());
         source.shards = parts.collect::<Vec<_>>().join("::");
     }
-    let path = dir.join("job.toml");
+    let path = dir.join(folder::NEW_JOB_FILE);
     let text = toml::to_string(&job).map_err(|e| {
         Failure::new(
             Exit::BadConfig,

@@ -5,6 +5,7 @@ use argosy_common::events::{Outcome, RunEvent, StampedEvent, StepReport};
 use argosy_common::exit::Exit;
 use argosy_common::ids::WorkerId;
 use argosy_common::shape::RunShape;
+use argosy_common::steplog::MaskReason;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -40,6 +41,8 @@ pub(crate) struct Summary {
     pub(crate) checkpoints: u64,
     /// Rows that took no part in the steps of this process.
     pub(crate) masked: u64,
+    /// The same by reason.
+    pub(crate) masked_by_reason: BTreeMap<MaskReason, u64>,
     /// Key of the last committed manifest.
     pub(crate) checkpoint: Option<String>,
 }
@@ -56,7 +59,7 @@ pub(crate) struct Progress {
     /// Times and valid rows of recent steps.
     recent: VecDeque<(u64, u32)>,
     /// Rows masked at each step that had any; a step done again replaces its entry.
-    masked: BTreeMap<u64, u64>,
+    masked: BTreeMap<u64, BTreeMap<MaskReason, u32>>,
     first_step_ms: Option<u64>,
     last_step_ms: u64,
     images: u64,
@@ -126,7 +129,11 @@ impl Progress {
         self.summary.outcome = word.into();
         self.summary.exit = exit;
         self.summary.message = message;
-        self.summary.masked = self.masked.values().sum();
+        self.summary.masked_by_reason.clear();
+        for (reason, rows) in self.masked.values().flatten() {
+            *self.summary.masked_by_reason.entry(*reason).or_default() += u64::from(*rows);
+        }
+        self.summary.masked = self.summary.masked_by_reason.values().sum();
         let span_ms = self
             .last_step_ms
             .saturating_sub(self.first_step_ms.unwrap_or(self.last_step_ms));
@@ -146,11 +153,11 @@ impl Progress {
             self.summary.loss_last = Some(loss);
         }
         let before = step.saturating_sub(1);
-        let positions = self.shape.positions_before(step) - self.shape.positions_before(before);
-        match positions.saturating_sub(u64::from(report.valid)) {
-            0 => self.masked.remove(&before),
-            masked => self.masked.insert(before, masked),
-        };
+        if report.masked.is_empty() {
+            self.masked.remove(&before);
+        } else {
+            self.masked.insert(before, report.masked.clone());
+        }
         if self.first_step_ms.is_some() {
             self.images += u64::from(report.valid);
         }
@@ -188,28 +195,22 @@ impl Progress {
         }
     }
 
+    /// What matters most comes first: a narrow terminal cuts the end.
     fn numbers(&self) -> String {
         let speed = self.speed();
-        let workers = self.workers.len();
-        let mut text = match &self.last {
-            Some(report) => {
-                let loss = report.loss.map_or_else(|| "skipped".to_owned(), |l| format!("{l:.3}"));
-                format!("loss {loss}  {speed:.0} images/s  lr {:.1e}", report.lr)
-            }
-            None => "starting".to_owned(),
+        let Some(report) = &self.last else {
+            return format!("starting  {}", plural(self.workers.len(), "worker"));
         };
-        text += &format!(
-            "  {workers} workers  {} lanes  gen {}",
-            self.shape.lanes, self.generation
-        );
+        let loss = report.loss.map_or_else(|| "skipped".to_owned(), |l| format!("{l:.3}"));
+        let mut text = format!("loss {loss}");
         if speed > 0.0 {
-            let left = self
-                .shape
-                .total_positions
-                .saturating_sub(self.shape.positions_before(self.summary.steps));
-            text += &format!("  ETA {}", out::duration(left as f64 / speed));
+            let done = self.shape.positions_before(self.summary.steps);
+            let left = self.shape.total_positions.saturating_sub(done);
+            text += &format!("  {speed:.0} images/s  ETA {}", out::duration(left as f64 / speed));
         }
-        text
+        let workers = plural(self.workers.len(), "worker");
+        let (lanes, generation) = (self.shape.lanes, self.generation);
+        text + &format!("  {workers}  lr {:.1e}  {lanes} lanes  gen {generation}", report.lr)
     }
 
     fn count(&mut self, event: &RunEvent) {
@@ -296,6 +297,10 @@ impl Progress {
     }
 }
 
+fn plural(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 fn signal_name(signal: i32) -> String {
     nix::sys::signal::Signal::try_from(signal).map_or_else(|_| signal.to_string(), |s| format!("{signal} ({s})"))
 }
@@ -311,21 +316,30 @@ fn step_bar(total: u64) -> ProgressBar {
 impl Summary {
     /// Two or three lines for a person.
     pub(crate) fn text(&self) -> String {
-        let number = |loss: Option<f64>| loss.map_or_else(|| "none".to_owned(), |l| format!("{l:.4}"));
-        let mut text = format!(
-            "{}: step {} of {}, loss {} to {}, {:.0} images/s in {}\n",
-            self.outcome,
-            self.steps,
-            self.total_steps,
-            number(self.loss_first),
-            number(self.loss_last),
-            self.images_per_second,
-            out::duration(self.train_seconds),
-        );
+        let mut text = format!("{}: step {} of {}", self.outcome, self.steps, self.total_steps);
+        // A run that had ended before, or that was stopped before its first step, has no numbers.
+        if let (Some(first), Some(last)) = (self.loss_first, self.loss_last) {
+            let (speed, time) = (self.images_per_second, out::duration(self.train_seconds));
+            text += &format!(", loss {first:.4} to {last:.4}, {speed:.0} images/s in {time}");
+        }
+        text.push('\n');
         text += &format!(
             "workers: {} started, {} lost; generations: {}; checkpoints: {}; rows masked: {}\n",
             self.workers_started, self.workers_lost, self.generations, self.checkpoints, self.masked
         );
+        if !self.masked_by_reason.is_empty() {
+            let name = |reason: &MaskReason| {
+                serde_json::to_value(reason)
+                    .ok()
+                    .and_then(|v| v.as_str().map(String::from))
+            };
+            let counts = self.masked_by_reason.iter();
+            let words: Vec<String> = counts
+                .filter_map(|(reason, rows)| Some(format!("{} {rows}", name(reason)?)))
+                .collect();
+            text.pop();
+            text += &format!(" ({})\n", words.join(", "));
+        }
         text
     }
 }
@@ -351,6 +365,11 @@ mod tests {
     }
 
     fn done(at_ms: u64, step: u64, valid: u32) -> StampedEvent {
+        let masked = if step == 1 {
+            BTreeMap::from([(MaskReason::Caption, 1)])
+        } else {
+            BTreeMap::new()
+        };
         let name = StateName {
             step,
             applied_gen: Generation(1),
@@ -358,6 +377,7 @@ mod tests {
         let report = StepReport {
             name,
             valid,
+            masked,
             loss: Some(4.0 - step as f64),
             ..StepReport::default()
         };
@@ -386,6 +406,11 @@ mod tests {
         let name = StateName::INITIAL;
         let summary = progress.finish(&Outcome::Interrupted { name });
         assert_eq!((summary.masked, summary.steps, summary.exit), (1, 4, 130));
+        assert!(
+            summary.text().contains("rows masked: 1 (caption 1)"),
+            "{}",
+            summary.text()
+        );
         assert_eq!((summary.loss_first, summary.loss_last), (Some(3.0), Some(0.0)));
         assert!(
             (summary.images_per_second - 37.0 / 4.0).abs() < 1e-9,

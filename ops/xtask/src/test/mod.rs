@@ -68,7 +68,7 @@ impl Suite {
     /// Stops at the first stage that fails: what follows would only bury its message.
     fn run_all(&mut self, paths: &Paths, wish: Wish) {
         let mut tests = None;
-        let all: [(&'static str, &mut dyn FnMut() -> End); 6] = [
+        let all: [(&'static str, &mut dyn FnMut() -> End); 7] = [
             ("setup", &mut || {
                 crate::setup::lay(paths, false).map(|()| (true, String::new()))
             }),
@@ -81,6 +81,9 @@ impl Suite {
             }),
             ("build", &mut || {
                 run_cargo(paths, &["build", "--workspace", "--all-targets"])
+            }),
+            ("demo", &mut || {
+                crate::demo::quick(paths).map(|()| (true, String::new()))
             }),
             ("test", &mut || run_tests(paths, wish, &mut tests)),
             ("deny", &mut || run_deny(paths)),
