@@ -91,7 +91,7 @@ fn help() -> String {
     let mut text = String::from("usage: cargo xtask COMMAND\n\n");
     for task in TASKS {
         let call = format!("{} {}", task.name, task.usage);
-        text.push_str(&format!("  {call:<26} {}\n", task.about));
+        text.push_str(&format!("  {call:<36} {}\n", task.about));
     }
     text
 }
@@ -135,7 +135,7 @@ mod tests {
         for task in TASKS {
             let lines = help()
                 .lines()
-                .filter(|line| line.trim_start().starts_with(task.name))
+                .filter(|line| line.split_whitespace().next() == Some(task.name))
                 .count();
             assert_eq!(lines, 1, "{}", task.name);
         }
