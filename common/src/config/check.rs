@@ -55,10 +55,21 @@ pub enum ConfigError {
 impl ConfigError {
     pub(super) fn parse(file: &str, text: &str, error: &toml::de::Error) -> Self {
         let line = error.span().map_or(1, |span| line_of(text, span.start));
+        let message = error.message().trim().replace('\n', " ");
+        // toml says where, people think in keys.
+        let key = text
+            .lines()
+            .nth(line - 1)
+            .and_then(|code| code.split_once('='))
+            .map(|(key, _)| key.trim());
+        let message = match key.filter(|key| !key.is_empty()) {
+            Some(key) => format!("`{key}`: {message}"),
+            None => message,
+        };
         Self::Parse {
             file: file.into(),
             line,
-            message: error.message().trim().replace('\n', " "),
+            message,
         }
     }
 }

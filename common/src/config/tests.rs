@@ -42,7 +42,10 @@ fn unknown_key_is_refused_with_the_nearest_name_and_its_line() {
 fn wrong_type_is_refused_with_its_line() {
     let text = good().replace("global_batch = 64", "global_batch = \"many\"");
     let error = job(&text).expect_err("wrong type").to_string();
-    assert!(error.starts_with("job.toml:9: invalid type: string"), "{error}");
+    assert!(
+        error.starts_with("job.toml:9: `global_batch`: invalid type: string"),
+        "{error}"
+    );
 }
 
 #[test]
