@@ -1,6 +1,7 @@
 //! The program from outside: exit codes, sentences, files. Nothing here needs libtorch.
 
 mod fixture;
+mod readme;
 
 use fixture::{Place, argosy, code};
 use std::io::Read;
