@@ -60,6 +60,20 @@ pub struct WorstTensors {
     pub free_run: String,
 }
 
+/// Elements whose golden gradient lies within a few epsilons of AdamW of zero at some step, without being zero. They count in
+/// the norm over all parameters, but not as the largest difference.
+///
+/// AdamW moves an element by `lr * g / (|g| + eps)`: near zero it turns the rounding of `g` into a step of any length up to
+/// `lr`. OpenCLIP against itself with other kernels (oneDNN off, plain attention, both, f64; the same order) is beyond the
+/// bound at such elements on 12 of 64 goldens, by up to 3.2 times, and nowhere else beyond a quarter of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct LeftOut {
+    /// Largest ratio among them; not judged.
+    pub free_run: f64,
+    /// Their share of all elements.
+    pub share: f64,
+}
+
 /// What `argosy parity` prints.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
@@ -67,6 +81,8 @@ pub struct Report {
     pub holds: bool,
     pub worst: Worst,
     pub worst_tensors: WorstTensors,
+    /// What [`Worst::free_run`] leaves out.
+    pub left_out: LeftOut,
     pub workers: usize,
     pub lanes: usize,
     pub rows: usize,
@@ -88,6 +104,7 @@ struct Bounds {
     optimizer: f64,
     free_run_relative: f64,
     free_run_largest: f64,
+    free_run_epsilons: f64,
 }
 
 #[derive(serde::Deserialize)]
@@ -126,6 +143,7 @@ pub fn run_with(dir: &Path, options: &Options) -> Result<Report> {
         bounds: bounds()?,
         worst: Worst::default(),
         at: WorstTensors::default(),
+        left_out: LeftOut::default(),
     };
     let mut fleet = Fleet::new(&golden, options)?;
     for step in 0..golden.steps() {
@@ -142,6 +160,7 @@ pub fn run_with(dir: &Path, options: &Options) -> Result<Report> {
         holds,
         worst: w,
         worst_tensors: check.at,
+        left_out: check.left_out,
         workers: options.workers,
         lanes: fleet.lanes(),
         rows: golden.rows(),
@@ -155,6 +174,7 @@ struct Check {
     bounds: Bounds,
     worst: Worst,
     at: WorstTensors,
+    left_out: LeftOut,
 }
 
 /// Keeps the larger ratio; one that is not a finite number counts as the largest there is (JSON has no infinity).
@@ -223,6 +243,20 @@ impl Check {
     }
 
     /// All steps without help, by all workers (P3); at the end every worker must hold the same bits.
+    /// Whether each element's gradient comes within a few epsilons of zero; see [`LeftOut`].
+    fn tiny_gradients(&self, golden: &Golden) -> Result<Vec<bool>> {
+        let limit = self.bounds.free_run_epsilons * golden.hyper().eps;
+        let mut tiny = Vec::new();
+        for step in 0..golden.steps() {
+            let gradient = golden.flat(step, "grad")?;
+            tiny.resize(gradient.len(), false);
+            for (tiny, g) in tiny.iter_mut().zip(gradient) {
+                *tiny |= g != 0.0 && f64::from(g.abs()) < limit;
+            }
+        }
+        Ok(tiny)
+    }
+
     fn free_run(&mut self, golden: &Golden, options: &Options) -> Result<()> {
         let first = golden.params_before(0)?;
         let mut fleet = Fleet::new(golden, options)?;
@@ -234,12 +268,18 @@ impl Check {
         let got = fleet.params()?;
         let last = golden.steps().saturating_sub(1);
         let wanted = golden.flat(last, "param")?;
+        let tiny = self.tiny_gradients(golden)?;
+        self.left_out.share = tiny.iter().filter(|t| **t).count() as f64 / tiny.len().max(1) as f64;
         let (mut off, mut way) = (0.0, 0.0);
         for spec in golden.table() {
             let at = |i: usize| spec.offset + i;
             let counts = |i: usize| !is_key_bias(&spec.name, i, spec.len);
             let range = spec.offset..spec.offset + spec.len;
-            let ratio = largest(&got[range.clone()], &wanted[range], counts) / self.bounds.free_run_largest;
+            let (own, theirs) = (&got[range.clone()], &wanted[range]);
+            let bound = self.bounds.free_run_largest;
+            let ratio = largest(own, theirs, |i| counts(i) && !tiny[at(i)]) / bound;
+            let beside = largest(own, theirs, |i| counts(i) && tiny[at(i)]) / bound;
+            self.left_out.free_run = self.left_out.free_run.max(beside);
             let name = format!("step{last}.param.{}", spec.name);
             keep(&mut self.worst.free_run, &mut self.at.free_run, ratio, name);
             for i in (0..spec.len).filter(|i| counts(*i)).map(at) {
