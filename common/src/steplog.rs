@@ -22,6 +22,18 @@ pub enum MaskReason {
     Caption,
 }
 
+impl std::fmt::Display for MaskReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "missing",
+            Self::Format => "format",
+            Self::Pixels => "pixels",
+            Self::Bytes => "bytes",
+            Self::Caption => "caption",
+        })
+    }
+}
+
 /// What became of one row of one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowState {

@@ -75,8 +75,7 @@ impl Lineage {
         if step > self.appliers.len() {
             self.cut_at(current, name);
         } else if step > 0 && self.appliers[step - 1] != name.applied_gen {
-            self.broken
-                .push(format!("the checkpoint of {name} is not on the chain"));
+            self.broken.push(format!("{name} is not on the chain"));
         }
     }
 

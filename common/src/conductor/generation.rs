@@ -225,9 +225,7 @@ impl Conductor {
             }
             self.phase = Phase::Waiting;
         }
-        if matches!(self.phase, Phase::Running { .. }) {
-            self.maybe_open_attempt(turn);
-        }
+        self.maybe_open_attempt(turn);
         match &self.phase {
             Phase::Waiting => self.form_if_possible(turn),
             Phase::Running { plan } => {

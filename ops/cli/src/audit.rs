@@ -101,7 +101,7 @@ fn table(report: &AuditReport) -> String {
     line("positions", out::count(report.positions));
     line("trained", out::count(report.trained));
     for (reason, rows) in &report.masked {
-        line(&format!("masked: {}", word(reason)), out::count(*rows));
+        line(&format!("masked: {reason}"), out::count(*rows));
     }
     for (reason, rows) in &report.skipped {
         line(&format!("skipped: {reason}"), out::count(*rows));

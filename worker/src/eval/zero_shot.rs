@@ -127,7 +127,7 @@ impl Report {
             );
         }
         for (reason, count) in &self.left_out {
-            row("left out", format!("{count} ({reason:?})").to_lowercase());
+            row("left out", format!("{count} ({reason})"));
         }
         if self.unlabelled > 0 {
             row("left out", format!("{} (no .cls member)", self.unlabelled));

@@ -188,13 +188,18 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         let layout = Layout::new(&inside.plan, rows, self.engine.feature_dim());
         layout.pack(batches, own, &mut self.buffers.mine);
         let lens = layout.lens();
-        self.buffers.all.resize(lens.iter().sum(), 0);
-        inside
-            .collective
-            .all_gather(&self.buffers.mine, &lens, &mut self.buffers.all)?;
+        self.exchange(inside, &lens)?;
         layout
             .unpack(inside.rank, &self.buffers.all)
             .map_err(|why| Halt::Left(Some(why)))
+    }
+
+    /// Gathers everybody's `mine`, of `lens[rank]` bytes each, into `all`.
+    fn exchange(&mut self, inside: &mut InGeneration, lens: &[usize]) -> Result<(), Halt> {
+        let buffers = &mut self.buffers;
+        buffers.all.resize(lens.iter().sum(), 0);
+        inside.collective.all_gather(&buffers.mine, lens, &mut buffers.all)?;
+        Ok(())
     }
 
     /// LOSS and BACKWARD: the own share of the gradient, and whether it is finite.
@@ -210,10 +215,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         let members = inside.plan.members.len();
         let lens = whole.lse_lens(members);
         pack_lse(&own, &mut self.buffers.mine);
-        self.buffers.all.resize(lens.iter().sum(), 0);
-        inside
-            .collective
-            .all_gather(&self.buffers.mine, &lens, &mut self.buffers.all)?;
+        self.exchange(inside, &lens)?;
         let all = whole.unpack_lse(members, &self.buffers.all);
         timer.lap("loss");
 
@@ -235,10 +237,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             Some(table) => {
                 table.bitmap(self.engine.touched_rows(), &mut self.buffers.mine);
                 let lens = vec![self.buffers.mine.len(); inside.collective.size()];
-                self.buffers.all.resize(lens.iter().sum(), 0);
-                inside
-                    .collective
-                    .all_gather(&self.buffers.mine, &lens, &mut self.buffers.all)?;
+                self.exchange(inside, &lens)?;
                 table.union(&self.buffers.all)
             }
         };

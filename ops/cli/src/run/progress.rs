@@ -328,15 +328,8 @@ impl Summary {
             self.workers_started, self.workers_lost, self.generations, self.checkpoints, self.masked
         );
         if !self.masked_by_reason.is_empty() {
-            let name = |reason: &MaskReason| {
-                serde_json::to_value(reason)
-                    .ok()
-                    .and_then(|v| v.as_str().map(String::from))
-            };
             let counts = self.masked_by_reason.iter();
-            let words: Vec<String> = counts
-                .filter_map(|(reason, rows)| Some(format!("{} {rows}", name(reason)?)))
-                .collect();
+            let words: Vec<String> = counts.map(|(reason, rows)| format!("{reason} {rows}")).collect();
             text.pop();
             text += &format!(" ({})\n", words.join(", "));
         }
