@@ -9,11 +9,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+mod bench;
 mod cargo;
 mod demo;
 mod demo_data;
 mod paths;
 mod progress;
+mod record;
 mod setup;
 mod test;
 
@@ -34,6 +36,12 @@ const TASKS: &[Task] = &[
         usage: setup::USAGE,
         about: "fetch libtorch, cmake, protoc and etcd",
         run: setup::run,
+    },
+    Task {
+        name: "bench",
+        usage: bench::USAGE,
+        about: "measure against OpenCLIP on this machine; without a name, list what there is",
+        run: bench::run,
     },
     Task {
         name: "demo",

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every check that a change must pass, one stage after the other.
 
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -137,27 +137,4 @@ fn run_deny(paths: &Paths) -> End {
         return Ok((true, "NOT CHECKED: cargo-deny is not on this machine".to_owned()));
     }
     run_cargo(paths, &["deny", "--offline", "check", "bans", "licenses", "sources"])
-}
-
-/// Hash of the commit under test, with a mark when files differ from it.
-fn describe_commit(paths: &Paths) -> Option<String> {
-    let git = |args: &[&str]| {
-        let output = Command::new("git")
-            .args(args)
-            .current_dir(&paths.root)
-            .stderr(Stdio::null())
-            .output()
-            .ok()?;
-        output
-            .status
-            .success()
-            .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    let hash = git(&["rev-parse", "HEAD"])?;
-    let changed = git(&["status", "--porcelain"])?;
-    Some(if changed.is_empty() {
-        hash
-    } else {
-        format!("{hash} with changes")
-    })
 }

@@ -1,0 +1,203 @@
+//! One bench while it runs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::figure::{Figure, Measure};
+use super::{Bench, Wish, quiet};
+use crate::paths::Paths;
+use crate::record::{describe_commit, describe_machine, today};
+
+#[derive(Debug)]
+pub(crate) struct Session<'a> {
+    paths: &'a Paths,
+    bench: &'a Bench,
+    wish: &'a Wish,
+    figures: Vec<Figure>,
+    notes: Vec<String>,
+    busiest: f64,
+}
+
+impl<'a> Session<'a> {
+    pub(crate) fn open(paths: &'a Paths, bench: &'a Bench, wish: &'a Wish) -> Self {
+        Self {
+            paths,
+            bench,
+            wish,
+            figures: Vec::new(),
+            notes: Vec::new(),
+            busiest: 0.0,
+        }
+    }
+
+    /// Root of the clone.
+    pub(crate) fn root(&self) -> &Path {
+        &self.paths.root
+    }
+
+    /// A folder of this bench's own, which stays (made data is dear).
+    pub(crate) fn workspace(&self) -> Result<PathBuf> {
+        let dir = self.paths.root.join("target/bench").join(self.bench.name);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(dir)
+    }
+
+    /// Builds `package` with `args` (`["--bin", NAME]`, `["--example", NAME]`) and tells where the executable lies.
+    pub(crate) fn build(&self, package: &str, args: [&str; 2]) -> Result<PathBuf> {
+        let status = crate::cargo::cargo(self.paths)
+            .args(["build", "--quiet", "-p", package])
+            .args(args)
+            .status()
+            .context("cannot start cargo")?;
+        ensure!(status.success(), "building {package} {} failed", args.join(" "));
+        let folder = std::env::current_exe().context("cannot tell where xtask lies")?;
+        let name = match args {
+            ["--example", name] => format!("examples/{name}"),
+            [_, name] => name.to_owned(),
+        };
+        let path = folder.with_file_name(name);
+        ensure!(path.is_file(), "{} is missing after a build", path.display());
+        Ok(path)
+    }
+
+    /// The Python of the peers' environment.
+    pub(crate) fn peers_python(&self) -> Result<PathBuf> {
+        let venv = self.wish.peers.as_ref().context(
+            "this bench needs OpenCLIP: make its environment with `bash tests/peers/setup.sh DIR` and pass `--peers DIR` \
+             (or set PEERS_VENV)",
+        )?;
+        let python = venv.join("bin/python");
+        ensure!(
+            python.is_file(),
+            "{} is missing; make it with `bash tests/peers/setup.sh`",
+            python.display()
+        );
+        Ok(python)
+    }
+
+    /// A peer's script of `tests/peers`, ready for its arguments.
+    pub(crate) fn peer(&self, script: &str) -> Result<Command> {
+        let mut command = Command::new(self.peers_python()?);
+        command.arg(self.paths.root.join("tests/peers").join(script));
+        Ok(command)
+    }
+
+    /// Runs a program that prints one JSON object as its last line.
+    pub(crate) fn json(&self, command: &mut Command) -> Result<Value> {
+        let output = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        ensure!(output.status.success(), "{command:?} ended with {}", output.status);
+        let text = String::from_utf8_lossy(&output.stdout);
+        let last = text
+            .lines()
+            .rev()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or_default();
+        serde_json::from_str(last).with_context(|| format!("the last line of {command:?} is no JSON: {last}"))
+    }
+
+    /// Rounds of ours and of the peer, the first alternating too: whoever goes second meets warmer caches.
+    pub(crate) fn race(
+        &mut self,
+        measure: Measure,
+        peer_name: &str,
+        mut ours: impl FnMut(&Self) -> Result<f64>,
+        mut peer: impl FnMut(&Self) -> Result<f64>,
+    ) -> Result<()> {
+        self.look_round()?;
+        let mut figure = self.start(measure, peer_name);
+        for round in 0..self.wish.rounds {
+            if round % 2 == 0 {
+                figure.ours.push(ours(self)?);
+                figure.peer.push(peer(self)?);
+            } else {
+                figure.peer.push(peer(self)?);
+                figure.ours.push(ours(self)?);
+            }
+            eprintln!(
+                "{} round {}/{}: ours {:.4}, {} {:.4} {}",
+                figure.measure.label,
+                round + 1,
+                self.wish.rounds,
+                figure.ours[round],
+                figure.peer_name,
+                figure.peer[round],
+                figure.measure.unit
+            );
+        }
+        self.figures.push(figure);
+        Ok(())
+    }
+
+    /// Rounds of ours.
+    pub(crate) fn alone(&mut self, measure: Measure, mut ours: impl FnMut(&Self) -> Result<f64>) -> Result<()> {
+        self.look_round()?;
+        let mut figure = self.start(measure, "");
+        for round in 0..self.wish.rounds {
+            figure.ours.push(ours(self)?);
+            eprintln!(
+                "{} round {}/{}: {:.4} {}",
+                figure.measure.label,
+                round + 1,
+                self.wish.rounds,
+                figure.ours[round],
+                figure.measure.unit
+            );
+        }
+        self.figures.push(figure);
+        Ok(())
+    }
+
+    /// A sentence for the report, such as a median that explains a figure.
+    pub(crate) fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
+    }
+
+    fn start(&self, measure: Measure, peer_name: &str) -> Figure {
+        Figure {
+            measure,
+            ours: Vec::new(),
+            peer: Vec::new(),
+            peer_name: peer_name.to_owned(),
+        }
+    }
+
+    fn look_round(&mut self) -> Result<()> {
+        let busy = quiet::busy_share()?;
+        self.busiest = self.busiest.max(busy);
+        if self.wish.only_try {
+            return Ok(());
+        }
+        quiet::refuse_when_busy(busy)
+    }
+
+    /// Writes what was measured; whether every bound is kept.
+    pub(crate) fn close(self) -> Result<bool> {
+        let report = json!({
+            "version": 1, "name": self.bench.name, "about": self.bench.about,
+            "commit": describe_commit(self.paths), "date": today(), "machine": describe_machine(),
+            "busy_share_before": (self.busiest * 1000.0).round() / 1000.0,
+            "figures": self.figures.iter().map(Figure::to_json).collect::<Vec<_>>(), "notes": self.notes,
+        });
+        let mut folders = vec!["target/bench"];
+        if !self.wish.only_try {
+            folders.push("ops/reports/bench");
+        }
+        for folder in folders {
+            let path = self.paths.root.join(folder).join(format!("{}.json", self.bench.name));
+            fs::create_dir_all(self.paths.root.join(folder)).with_context(|| format!("cannot make {folder}"))?;
+            fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            println!("wrote {}", path.display());
+        }
+        print!("{}", super::page::section(&report));
+        Ok(self.figures.iter().all(Figure::is_met))
+    }
+}
