@@ -22,8 +22,10 @@ use crate::events::{FromWorker, Outcome, Record, RunEvent, StepReport, ToWorker}
 use crate::ids::{Generation, StateName, WorkerId};
 use crate::ledger::Ledger;
 use crate::plan::Plan;
+use crate::rules::{Rules, Shipped};
 use seats::Seats;
 use std::collections::{BTreeSet, VecDeque};
+use std::marker::PhantomData;
 
 pub use words::{Command, Event, Head, Restored, Settings, Tick, View};
 
@@ -53,9 +55,10 @@ enum Phase {
     Ended,
 }
 
-/// The brain. See the module's picture.
+/// The brain. See the module's picture. `R` is [`Shipped`] everywhere but in tests of the tests.
 #[derive(Debug)]
-pub struct Conductor {
+pub struct Conductor<R: Rules = Shipped> {
+    rules: PhantomData<R>,
     settings: Settings,
     phase: Phase,
     seats: Seats,
@@ -118,12 +121,13 @@ impl Turn {
     }
 }
 
-impl Conductor {
+impl<R: Rules> Conductor<R> {
     /// A conductor for a new run, or one that goes on where `restored` says.
     #[must_use]
     pub fn new(settings: Settings, restored: Restored) -> Self {
         let ledger = Ledger::new(&settings, &restored);
         Self {
+            rules: PhantomData,
             seats: Seats::new(restored.worker),
             generation: restored.generation,
             lanes: Vec::new(),
@@ -284,7 +288,7 @@ impl Conductor {
         let (Phase::Running { plan } | Phase::Closing { plan, .. }) = &self.phase else {
             return;
         };
-        if plan.generation != report.generation || plan.rank_of(worker).is_none() {
+        if !R::is_current(plan.generation, report.generation) || plan.rank_of(worker).is_none() {
             return;
         }
         self.seats.set_name(worker, report.name);

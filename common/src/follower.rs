@@ -12,7 +12,9 @@
 use crate::events::{FromWorker, StepReport, ToWorker};
 use crate::ids::{Generation, StateName};
 use crate::plan::Plan;
+use crate::rules::{Rules, Shipped};
 use serde::Serialize;
+use std::marker::PhantomData;
 
 /// What the trainer thread is told. It answers with [`Event`]s, and always ends a `Form` or `Run` with `TrainerStopped` or
 /// `TrainerFormed`.
@@ -143,22 +145,24 @@ pub struct View {
 
 /// The brain. See the module's picture.
 #[derive(Debug)]
-pub struct Follower {
+pub struct Follower<R: Rules = Shipped> {
+    rules: PhantomData<R>,
     phase: Phase,
     /// Highest generation closed or left; lower or equal ones are history (rule G6).
     closed: Generation,
 }
 
-impl Default for Follower {
+impl<R: Rules> Default for Follower<R> {
     fn default() -> Self {
         Self {
+            rules: PhantomData,
             phase: Phase::Warming,
             closed: Generation(0),
         }
     }
 }
 
-impl Follower {
+impl<R: Rules> Follower<R> {
     /// Takes one event and says what to do about it.
     pub fn step(&mut self, event: Event) -> Vec<Command> {
         if self.phase == Phase::Ended {
@@ -254,7 +258,7 @@ impl Follower {
             ToWorker::Form { plan } => {
                 let generation = plan.generation;
                 // An old plan, or one while another generation is open here: the coordinator closes first, so this is late.
-                if generation <= self.closed || self.phase != Phase::Idle {
+                if !R::may_enter(self.closed, generation) || self.phase != Phase::Idle {
                     return Vec::new();
                 }
                 self.phase = Phase::Forming(generation);
@@ -325,7 +329,7 @@ mod tests {
     }
 
     fn training(generation: u64) -> Follower {
-        let mut follower = Follower::default();
+        let mut follower: Follower = Follower::default();
         follower.step(Event::TrainerReady {
             addr: "a".into(),
             name: StateName::INITIAL,

@@ -3,6 +3,7 @@
 use crate::conductor::{Head, Restored, Settings};
 use crate::events::PartInfo;
 use crate::ids::{StateName, WorkerId};
+use crate::rules::Rules;
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -108,7 +109,7 @@ impl Ledger {
     ///
     /// # Errors
     /// Why the attempt must be given up: parts of different states, or of a step that was not asked for.
-    pub fn part_uploaded(
+    pub fn part_uploaded<R: Rules>(
         &mut self,
         worker: WorkerId,
         number: u64,
@@ -134,7 +135,7 @@ impl Ledger {
             ));
         }
         attempt.parts.insert(part.index, part);
-        if attempt.parts.len() as u32 != self.parts_total || self.sealed {
+        if !R::manifest_ready(attempt.parts.len(), self.parts_total) || self.sealed {
             return Ok(None);
         }
         self.sealed = true;

@@ -19,6 +19,7 @@ pub mod ids;
 pub mod ledger;
 pub mod plan;
 pub mod rng;
+pub mod rules;
 pub mod sampling;
 pub mod schedule;
 pub mod shape;

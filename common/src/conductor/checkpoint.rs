@@ -4,11 +4,12 @@ use super::{AfterPersist, Command, Conductor, Phase, Turn};
 use crate::events::{Outcome, PartInfo, Record, RunEvent, ToWorker};
 use crate::exit::Exit;
 use crate::ids::{StateName, WorkerId};
+use crate::rules::Rules;
 
 /// The order to copy must be there before the boundary is: so many steps ahead, doubled after each miss.
 const STEPS_AHEAD: u64 = 2;
 
-impl Conductor {
+impl<R: Rules> Conductor<R> {
     /// Opens an attempt when the cadence, the end of the run or a stop wants one.
     pub(super) fn maybe_open_attempt(&mut self, turn: &mut Turn) {
         if !matches!(self.phase, Phase::Running { .. }) || self.ledger.is_open() {
@@ -79,7 +80,7 @@ impl Conductor {
         name: StateName,
         turn: &mut Turn,
     ) {
-        match self.ledger.part_uploaded(worker, attempt, part, name) {
+        match self.ledger.part_uploaded::<R>(worker, attempt, part, name) {
             Ok(None) => {}
             Ok(Some((name, parts))) => {
                 let parent = self.ledger.head().map(|h| h.key.clone());

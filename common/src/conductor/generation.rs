@@ -6,6 +6,7 @@ use crate::events::{Outcome, Record, RunEvent, ToWorker};
 use crate::exit::Exit;
 use crate::ids::{Generation, StateName, WorkerId};
 use crate::plan::{Member, Plan, StateSource};
+use crate::rules::Rules;
 use std::collections::BTreeSet;
 
 /// Longest wait between two tries when workers keep dying.
@@ -17,7 +18,7 @@ const FRUITLESS_MAX: u32 = 30;
 /// A planned close happens so many steps ahead, so that the order is there before the boundary is.
 const CLOSE_STEPS_AHEAD: u64 = 2;
 
-impl Conductor {
+impl<R: Rules> Conductor<R> {
     /// Takes `worker` off the list, and with it out of the generation.
     pub(super) fn lose(&mut self, worker: WorkerId, reason: &str, turn: &mut Turn) {
         let was_ready = self.seats.ready_at(worker).is_some();
@@ -136,7 +137,7 @@ impl Conductor {
         let Phase::Forming { plan, formed, .. } = &mut self.phase else {
             return;
         };
-        if plan.generation != generation || plan.rank_of(worker).is_none() {
+        if !R::is_current(plan.generation, generation) || plan.rank_of(worker).is_none() {
             return;
         }
         formed.insert(worker);
@@ -166,7 +167,7 @@ impl Conductor {
             Phase::Running { plan } | Phase::Forming { plan, .. } | Phase::Closing { plan, .. } => plan,
             Phase::Waiting | Phase::Persisting { .. } | Phase::Ended => return,
         };
-        if current.generation != generation || current.rank_of(worker).is_none() {
+        if !R::is_current(current.generation, generation) || current.rank_of(worker).is_none() {
             return;
         }
         self.seats.set_name(worker, name);
@@ -284,7 +285,8 @@ impl Conductor {
         // Without an acknowledgement of leaving the old generation, its members must be proven gone first. Of processes that
         // are not ours nobody reports the end: until the step lease exists (rule G5), a worker that loses its stream ends
         // itself, and that is all there is to rely on.
-        if self.settings.spawns && self.unproven.iter().any(|w| !ready.contains(w)) {
+        let unproven = self.unproven.iter().filter(|w| !ready.contains(w)).count();
+        if self.settings.spawns && !R::may_succeed(unproven) {
             return;
         }
         if self.fruitless > FRUITLESS_MAX {
@@ -305,16 +307,16 @@ impl Conductor {
 
     fn form(&mut self, ready: &[WorkerId], turn: &mut Turn) {
         let members: Vec<WorkerId> = ready.iter().copied().take(self.settings.workers_max as usize).collect();
-        let counts = |name: &StateName| *name != StateName::INITIAL && name.applied_gen >= self.floor;
+        let counts = |name: &StateName| R::counts(*name, self.floor);
         let best_live = members
             .iter()
             .filter_map(|w| self.seats.ready_at(*w))
             .map(|(_, n)| n)
             .filter(counts)
-            .max();
+            .max_by(|a, b| R::compare(*a, *b));
         let head = self.ledger.head().cloned();
         let (base, source) = match (best_live, &head) {
-            (Some(live), Some(head)) if head.name > live => {
+            (Some(live), Some(head)) if R::compare(head.name, live).is_gt() => {
                 (head.name, StateSource::Manifest { key: head.key.clone() })
             }
             (Some(live), _) => (live, StateSource::Peers),
@@ -324,7 +326,11 @@ impl Conductor {
         let generation = Generation(self.generation.0 + 1);
         // A manifest under way of a newer state would be committed behind the record that passes it over, and leave the
         // lineage. Its writing answers in any case; this is looked at again then.
-        if self.ledger.sealed_name().is_some_and(|name| name > base) {
+        if self
+            .ledger
+            .sealed_name()
+            .is_some_and(|name| R::compare(name, base).is_gt())
+        {
             return;
         }
         if self.has_history && best_live != Some(base) {
@@ -336,7 +342,7 @@ impl Conductor {
             Some(Member {
                 worker: *worker,
                 addr: addr.to_string(),
-                heals: name != base,
+                heals: !R::holds(name, base),
             })
         };
         let members: Vec<Member> = members.iter().filter_map(seat).collect();

@@ -151,7 +151,7 @@ fn name(step: u64, generation: u64) -> StateName {
 
 #[test]
 fn plan_is_durable_before_anyone_hears_of_it() {
-    let mut conductor = Conductor::new(settings(), Restored::default());
+    let mut conductor: Conductor = Conductor::new(settings(), Restored::default());
     let mut commands = conductor.step(Event::Ticked, 0);
     for worker in [WorkerId(1), WorkerId(2)] {
         commands.extend(conductor.step(Event::WorkerConnected { worker }, 0));

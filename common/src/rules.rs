@@ -1,0 +1,85 @@
+//! The decisions on which exactly-once stands, each as one small function that a test can break.
+//!
+//! The brains take them as a type parameter: [`crate::conductor::Conductor`] and [`crate::follower::Follower`] run
+//! [`Shipped`], which overrides nothing; a planted bug is a type in a test that overrides one function, and a simulator that
+//! does not notice it proves nothing. What a trainer or a store decides by itself (frames, heals, watches) stands here too,
+//! so that simulated trainers and stores can be broken in the same way.
+
+use crate::ids::{Generation, StateName, Term};
+use std::cmp::Ordering;
+use std::fmt::Debug;
+
+/// What a collective frame carries besides its payload (rule G6); a run is fenced by its secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// The generation.
+    pub generation: Generation,
+    /// Digest of its plan.
+    pub plan_hash: u64,
+    /// The step it belongs to (count of applied steps before it).
+    pub step: u64,
+}
+
+/// The rules. Every default is what ships.
+pub trait Rules: Debug + Send + Sync + 'static {
+    /// Whether a message of generation `theirs` speaks of the generation at hand (rule G6).
+    #[must_use]
+    fn is_current(ours: Generation, theirs: Generation) -> bool {
+        ours == theirs
+    }
+
+    /// Whether a message or a write of reign `theirs` is heeded by who has heard of reign `known` (rule G6).
+    #[must_use]
+    fn term_holds(known: Term, theirs: Term) -> bool {
+        theirs >= known
+    }
+
+    /// Whether a frame belongs to the exchange that waits for it (rule G6).
+    #[must_use]
+    fn accepts_frame(waiting: Fence, frame: Fence) -> bool {
+        waiting == frame
+    }
+
+    /// Which of two states is the truth (rule G1).
+    #[must_use]
+    fn compare(a: StateName, b: StateName) -> Ordering {
+        a.cmp(&b)
+    }
+
+    /// Whether who holds `name` holds the state `base` and need not heal (rule G1).
+    #[must_use]
+    fn holds(name: StateName, base: StateName) -> bool {
+        name == base
+    }
+
+    /// Whether a state counts after the last durable `Resumed`, which raised `floor` (rule G1).
+    #[must_use]
+    fn counts(name: StateName, floor: Generation) -> bool {
+        name != StateName::INITIAL && name.applied_gen >= floor
+    }
+
+    /// Whether a generation may be entered by who has closed all up to `closed` (rule G3).
+    #[must_use]
+    fn may_enter(closed: Generation, generation: Generation) -> bool {
+        generation > closed
+    }
+
+    /// Whether the next generation may be formed when nobody acknowledged leaving the last and so many of its members are
+    /// not proven gone (rule G5).
+    #[must_use]
+    fn may_succeed(unproven: usize) -> bool {
+        unproven == 0
+    }
+
+    /// Whether a manifest may be written with so many of its parts stored (rule K3).
+    #[must_use]
+    fn manifest_ready(stored: usize, parts_total: u32) -> bool {
+        stored as u64 == u64::from(parts_total)
+    }
+}
+
+/// The rules as they ship.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shipped;
+
+impl Rules for Shipped {}
