@@ -16,6 +16,7 @@ pub mod exit;
 pub mod follower;
 pub mod hash;
 pub mod ids;
+pub mod invariants;
 pub mod ledger;
 pub mod plan;
 pub mod rng;

@@ -22,6 +22,10 @@ pub struct Fence {
 
 /// The rules. Every default is what ships.
 pub trait Rules: Debug + Send + Sync + 'static {
+    /// Whether a debug build stops where a brain sees one of its own invariants broken. Planted bugs turn it off: the
+    /// simulator has to notice by itself.
+    const ASSERTS: bool = true;
+
     /// Whether a message of generation `theirs` speaks of the generation at hand (rule G6).
     #[must_use]
     fn is_current(ours: Generation, theirs: Generation) -> bool {
@@ -69,6 +73,42 @@ pub trait Rules: Debug + Send + Sync + 'static {
     #[must_use]
     fn may_succeed(unproven: usize) -> bool {
         unproven == 0
+    }
+
+    /// Whether a step lease of generation `leased` until `until` allows an APPLY in `generation` at `now` (rule G5).
+    #[must_use]
+    fn lease_allows(leased: Generation, generation: Generation, until: u64, now: u64) -> bool {
+        leased == generation && now < until
+    }
+
+    /// How often a trainer runs APPLY when a step is complete.
+    #[must_use]
+    fn applies() -> u32 {
+        1
+    }
+
+    /// Whether a trainer may still apply in a generation that it has closed (rule G3).
+    #[must_use]
+    fn applies_after_closing() -> bool {
+        false
+    }
+
+    /// Whether a heal writes over the only copy instead of a second buffer (rule G7).
+    #[must_use]
+    fn heals_in_place() -> bool {
+        false
+    }
+
+    /// Whether the event at `revision` of a watch is passed on, `seen` being the last (a watch goes on from where it was).
+    #[must_use]
+    fn passes_watch_event(seen: u64, revision: u64) -> bool {
+        revision > seen
+    }
+
+    /// Whether a lane may be moved by plan to an owner that has it `primed` or not (rule L8).
+    #[must_use]
+    fn lane_may_move(primed: bool) -> bool {
+        primed
     }
 
     /// Whether a manifest may be written with so many of its parts stored (rule K3).
