@@ -146,8 +146,13 @@ pub struct TrainConfig {
     pub grad_clip_norm: Option<f64>,
     /// Rows that go through the towers at once on one worker; all that a worker owns by default.
     pub micro_batch: Option<u32>,
-    /// Threads of one worker's tensor operations; cores divided by workers on one machine by default.
+    /// Threads of one worker's tensor operations; cores divided by workers on one machine by default, 1 in deterministic
+    /// mode.
     pub threads: Option<u32>,
+    /// The same bits whoever computes what (rule N4): every lane by itself, gradients summed over a fixed tree. Slower.
+    pub deterministic: bool,
+    /// Workers compare hashes of their states every so many steps (rule N3); 0: never.
+    pub state_hash_steps: u64,
 }
 
 /// open_clip's two rules for weight decay.
@@ -233,6 +238,8 @@ impl Default for TrainConfig {
             grad_clip_norm: None,
             micro_batch: None,
             threads: None,
+            deterministic: false,
+            state_hash_steps: 100,
         }
     }
 }
@@ -328,8 +335,12 @@ impl Job {
         let mut data = serde_json::to_value(&self.data).unwrap_or_default();
         let mut train = serde_json::to_value(&self.train).unwrap_or_default();
         let forget = |section: &mut serde_json::Value, key: &str| section.as_object_mut().and_then(|m| m.remove(key));
-        forget(&mut train, "threads");
-        forget(&mut train, "micro_batch");
+        // Only where bits are promised do they decide them.
+        if !self.train.deterministic {
+            forget(&mut train, "threads");
+            forget(&mut train, "micro_batch");
+        }
+        forget(&mut train, "state_hash_steps");
         forget(&mut data, "index");
         training.insert("model", model);
         training.insert("data", data);

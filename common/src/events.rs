@@ -122,6 +122,8 @@ pub struct StepReport {
     pub masked: BTreeMap<MaskReason, u32>,
     /// Milliseconds by phase: load, encode, gather, loss, reduce, apply.
     pub phase_ms: BTreeMap<String, f32>,
+    /// Hashes of the state's chunks after it, in order; empty on steps that do not compare (rule N3).
+    pub state_hashes: Vec<u64>,
 }
 
 impl StepReport {

@@ -49,6 +49,9 @@ pub enum EngineError {
     Ext(#[from] argosy_torch_ext::ExtError),
 }
 
+/// Bytes of a chunk of the state that is hashed by itself.
+pub const STATE_CHUNK_BYTES: usize = 64 << 20;
+
 /// Result of an engine call.
 pub type Result<T> = std::result::Result<T, EngineError>;
 
@@ -163,6 +166,21 @@ pub trait Engine: Debug + Send {
     /// Loss of the global batch, and this worker's share of its gradient into the flat gradient.
     fn loss_backward(&mut self, all: &GatheredLse<'_>) -> Result<LossOut>;
 
+    /// Puts the step begun last aside under `lane`, so that another one can be begun (rule N4 works lane by lane).
+    fn park(&mut self, lane: u32) -> Result<()> {
+        Err(EngineError::Protocol(format!(
+            "this engine cannot put lane {lane} aside; deterministic mode needs one that can"
+        )))
+    }
+
+    /// Takes up the step that was put aside under `lane`.
+    fn resume(&mut self, lane: u32) -> Result<()> {
+        Err(EngineError::Protocol(format!("nothing was put aside for lane {lane}")))
+    }
+
+    /// Forgets all that was put aside, as a step that was abandoned leaves it.
+    fn forget_parked(&mut self) {}
+
     /// The flat gradient, `[P]`; zero where this worker's rows reach nothing.
     fn grads_flat(&mut self) -> Result<&mut [f32]>;
 
@@ -203,6 +221,14 @@ pub trait Engine: Debug + Send {
 
     /// xxh3 (64 bits) of the bytes that [`Engine::export_state`] gives, without the copy.
     fn state_hash(&self) -> u64;
+
+    /// Hashes of the state's chunks (at most [`STATE_CHUNK_BYTES`] each), in order: equal states have equal hashes, and
+    /// workers compare them instead of their states (rule N3).
+    fn chunk_hashes(&self) -> Vec<u64> {
+        let mut bytes = Vec::new();
+        self.export_state(&mut bytes);
+        bytes.chunks(STATE_CHUNK_BYTES).map(hash_state_bytes).collect()
+    }
 
     /// Starts from given weights (`[P]`, flat order): moments and the count of updates become zero.
     fn set_params(&mut self, params: &[f32]) -> Result<()>;

@@ -24,6 +24,8 @@ pub const MEMBERS_MAX: usize = 4096;
 pub const PARTS_MAX: usize = 1 << 16;
 /// Most phases of a step report.
 pub const PHASES_MAX: usize = 64;
+/// Most hashes of a state's chunks in a step report.
+pub const STATE_HASHES_MAX: usize = 1 << 14;
 /// Longest secret of a run in bytes.
 pub const SECRET_BYTES_MAX: usize = 256;
 
@@ -359,11 +361,18 @@ fn encode_report(report: StepReport) -> proto::StepDone {
         valid: report.valid,
         masked: report.masked.into_iter().map(count).collect(),
         phase_ms: report.phase_ms,
+        state_hashes: report.state_hashes,
     }
 }
 
 fn decode_report(done: proto::StepDone) -> Checked<StepReport> {
     at_most("step_done.phase_ms", "phases", done.phase_ms.len(), PHASES_MAX)?;
+    at_most(
+        "step_done.state_hashes",
+        "hashes",
+        done.state_hashes.len(),
+        STATE_HASHES_MAX,
+    )?;
     // The conductor's time-outs are made of these.
     if let Some((_, ms)) = done.phase_ms.iter().find(|(_, ms)| !(ms.is_finite() && **ms >= 0.0)) {
         return Err(WireError::new("step_done.phase_ms", "milliseconds from 0", ms));
@@ -402,6 +411,7 @@ fn decode_report(done: proto::StepDone) -> Checked<StepReport> {
         valid: done.valid,
         masked,
         phase_ms: done.phase_ms,
+        state_hashes: done.state_hashes,
     })
 }
 

@@ -81,18 +81,22 @@ fn reports() -> impl Strategy<Value = StepReport> {
         ),
         btree_map(reasons, any::<u32>(), 0..5),
         btree_map("[a-z]{1,9}", 0.0..1e9f32, 0..6),
+        prop::collection::vec(any::<u64>(), 0..4),
     )
         .prop_map(
-            |((generation, name, loss, (lr, logit_scale, grad_norm), valid), masked, phase_ms)| StepReport {
-                generation,
-                name,
-                loss,
-                lr,
-                logit_scale,
-                grad_norm,
-                valid,
-                masked,
-                phase_ms,
+            |((generation, name, loss, (lr, logit_scale, grad_norm), valid), masked, phase_ms, state_hashes)| {
+                StepReport {
+                    generation,
+                    name,
+                    loss,
+                    lr,
+                    logit_scale,
+                    grad_norm,
+                    valid,
+                    masked,
+                    phase_ms,
+                    state_hashes,
+                }
             },
         )
 }

@@ -104,3 +104,15 @@ fn config_hash_ignores_workers_and_cadence_but_not_the_learning_rate() {
     other.train.lr = 1.0;
     assert_ne!(base.config_hash(), other.config_hash());
 }
+
+#[test]
+fn config_hash_of_deterministic_jobs_minds_what_decides_bits() {
+    let mut base = job(&good()).expect("good");
+    base.train.deterministic = true;
+    let mut other = base.clone();
+    other.workers.target = 8;
+    other.train.state_hash_steps = 5;
+    assert_eq!(base.config_hash(), other.config_hash());
+    other.train.threads = Some(3);
+    assert_ne!(base.config_hash(), other.config_hash());
+}

@@ -61,6 +61,8 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "grad_clip_norm",
             "micro_batch",
             "threads",
+            "deterministic",
+            "state_hash_steps",
         ],
     ),
     ("workers", &["min", "target", "max"]),

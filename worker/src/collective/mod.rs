@@ -7,6 +7,7 @@
 mod abort;
 pub mod local;
 pub mod ring;
+pub mod tree;
 
 pub use abort::AbortHandle;
 

@@ -1,15 +1,16 @@
 //! The engine that trains: libtorch on one thread.
 
 use super::{
-    ApplyHyper, ApplyOut, Encoded, Engine, EngineError, GatheredLse, LossOut, OwnLse, Result, RowsIn, SparseTable,
-    TensorSpec, expect_len, hash_state_bytes,
+    ApplyHyper, ApplyOut, Encoded, Engine, EngineError, GatheredLse, LossOut, OwnLse, Result, RowsIn,
+    STATE_CHUNK_BYTES, SparseTable, TensorSpec, expect_len, hash_state_bytes,
 };
 use crate::clip::params::LOGIT_SCALE_MAX;
 use crate::clip::text::TextOut;
 use crate::clip::{Clip, Images, ModelConfig, Params, Preprocess, to_vec};
 use crate::loss::{self, OwnRows};
 use crate::optim::{AdamW, DecayRule};
-use argosy_torch_ext::backward;
+use argosy_torch_ext::{FlatBuffer, backward};
+use std::collections::BTreeMap;
 use tch::Tensor;
 
 /// What a [`TorchEngine`] needs to know beyond the model.
@@ -48,6 +49,8 @@ pub struct TorchEngine {
     /// Rows of the token table that this step's captions use, ascending.
     touched: Vec<u32>,
     step: Option<Step>,
+    /// Steps of lanes put aside, with the rows of the token table that each uses.
+    parked: BTreeMap<u32, (Step, Vec<u32>)>,
 }
 
 /// What one step holds between calls.
@@ -102,6 +105,7 @@ impl TorchEngine {
             scale_at,
             touched: Vec::new(),
             step: None,
+            parked: BTreeMap::new(),
         })
     }
 
@@ -324,6 +328,25 @@ impl Engine for TorchEngine {
         })
     }
 
+    fn park(&mut self, lane: u32) -> Result<()> {
+        let step = self.step.take();
+        let step = step.ok_or_else(|| EngineError::Protocol(format!("no step to put aside for lane {lane}")))?;
+        self.parked.insert(lane, (step, std::mem::take(&mut self.touched)));
+        Ok(())
+    }
+
+    fn resume(&mut self, lane: u32) -> Result<()> {
+        let parked = self.parked.remove(&lane);
+        let (step, touched) =
+            parked.ok_or_else(|| EngineError::Protocol(format!("nothing was put aside for lane {lane}")))?;
+        (self.step, self.touched) = (Some(step), touched);
+        Ok(())
+    }
+
+    fn forget_parked(&mut self) {
+        self.parked.clear();
+    }
+
     fn grads_flat(&mut self) -> Result<&mut [f32]> {
         Ok(self.params.grads.as_mut_slice())
     }
@@ -404,6 +427,13 @@ impl Engine for TorchEngine {
         }
         hash.update(&self.adam.applied.to_le_bytes());
         hash.digest()
+    }
+
+    fn chunk_hashes(&self) -> Vec<u64> {
+        let arrays = [&self.params.values, &self.adam.exp_avg, &self.adam.exp_avg_sq].map(FlatBuffer::as_bytes);
+        let chunks = arrays.into_iter().flat_map(|array| array.chunks(STATE_CHUNK_BYTES));
+        let count = self.adam.applied.to_le_bytes();
+        chunks.chain([&count[..]]).map(hash_state_bytes).collect()
     }
 
     fn set_params(&mut self, params: &[f32]) -> Result<()> {

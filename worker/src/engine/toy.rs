@@ -5,6 +5,7 @@ use super::{
     ApplyHyper, ApplyOut, Encoded, Engine, EngineError, GatheredLse, LossOut, OwnLse, Result, RowsIn, TensorSpec,
     expect_len, hash_state_bytes,
 };
+use std::collections::BTreeMap;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 const DIM: usize = 4;
@@ -25,6 +26,7 @@ pub struct ToyEngine {
     applied: u64,
     grads: Vec<f32>,
     step: Option<ToyStep>,
+    parked: BTreeMap<u32, ToyStep>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -52,6 +54,7 @@ impl ToyEngine {
             applied: 0,
             grads: vec![0.0; elements],
             step: None,
+            parked: BTreeMap::new(),
         }
     }
 
@@ -202,6 +205,23 @@ impl Engine for ToyEngine {
             .sum();
         let loss = sum / (2.0 * rows.max(1) as f64) / (1.0 + self.applied as f64);
         Ok(LossOut { loss })
+    }
+
+    fn park(&mut self, lane: u32) -> Result<()> {
+        let step = self.step.take();
+        let step = step.ok_or_else(|| EngineError::Protocol(format!("no step to put aside for lane {lane}")))?;
+        self.parked.insert(lane, step);
+        Ok(())
+    }
+
+    fn resume(&mut self, lane: u32) -> Result<()> {
+        let step = self.parked.remove(&lane);
+        self.step = Some(step.ok_or_else(|| EngineError::Protocol(format!("nothing was put aside for lane {lane}")))?);
+        Ok(())
+    }
+
+    fn forget_parked(&mut self) {
+        self.parked.clear();
     }
 
     fn grads_flat(&mut self) -> Result<&mut [f32]> {

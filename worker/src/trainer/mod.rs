@@ -10,6 +10,7 @@ pub mod aborts;
 pub mod failpoint;
 mod form;
 mod gather;
+mod lanes;
 mod save;
 mod source;
 mod step;

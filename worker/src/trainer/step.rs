@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const LOAD_POLL: Duration = Duration::from_millis(20);
 
 /// Milliseconds by phase.
-struct Timer {
+pub(super) struct Timer {
     last: Instant,
     phase_ms: BTreeMap<String, f32>,
 }
@@ -30,7 +30,7 @@ impl Timer {
         }
     }
 
-    fn lap(&mut self, phase: &str) {
+    pub(super) fn lap(&mut self, phase: &str) {
         let now = Instant::now();
         *self.phase_ms.entry(phase.to_owned()).or_default() += (now - self.last).as_secs_f32() * 1e3;
         self.last = now;
@@ -67,7 +67,11 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         timer.lap("load");
 
         self.hit("encode", step);
-        let encoded = self.encode(&batches)?;
+        let encoded = if self.setup.train.deterministic {
+            self.encode_lanes(&batches)?
+        } else {
+            self.encode(&batches)?
+        };
         timer.lap("encode");
 
         self.hit("gather", step);
@@ -80,6 +84,9 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
                 Outcome::PassedOver(format!("{} valid rows, a contrast needs two", whole.valid)),
                 true,
             )
+        } else if self.setup.train.deterministic {
+            let (loss, finite) = self.lanes_to_gradient(inside, &batches, &whole, step, &mut timer)?;
+            (Outcome::Update { loss }, finite)
         } else {
             let (loss, finite) = self.loss_and_backward(inside, &whole, step, &mut timer)?;
             self.hit("reduce", step);
@@ -106,6 +113,14 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             Outcome::Update { loss } => Some(loss),
             Outcome::PassedOver(_) => None,
         };
+        let every = self.setup.train.state_hash_steps;
+        let compare = every > 0 && next.step.is_multiple_of(every);
+        let state_hashes = if compare {
+            self.engine.chunk_hashes()
+        } else {
+            Vec::new()
+        };
+        timer.lap("hash");
         let report = StepReport {
             generation: inside.plan.generation,
             name: next,
@@ -116,12 +131,13 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             valid: whole.valid as u32,
             masked: count_masked(&whole),
             phase_ms: timer.phase_ms,
+            state_hashes,
         };
         self.emit(Event::Stepped { report });
         Ok(())
     }
 
-    fn hit(&self, phase: &'static str, step: u64) {
+    pub(super) fn hit(&self, phase: &'static str, step: u64) {
         self.setup.failpoint.hit(phase, step);
     }
 
@@ -154,7 +170,12 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
     }
 
     /// ENCODE: valid rows only, in lane order.
-    fn encode(&mut self, batches: &[LaneBatch]) -> Result<Encoded, Halt> {
+    pub(super) fn encode(&mut self, batches: &[LaneBatch]) -> Result<Encoded, Halt> {
+        let micro_rows = self.setup.train.micro_batch.map_or(usize::MAX, |n| n as usize);
+        self.encode_rows(batches, micro_rows)
+    }
+
+    pub(super) fn encode_rows(&mut self, batches: &[LaneBatch], micro_rows: usize) -> Result<Encoded, Halt> {
         let size = self.engine.image_size();
         let (pixel_stride, context) = (size * size * 3, self.engine.context_length());
         let buffers = &mut self.buffers;
@@ -178,7 +199,6 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             tokens: &buffers.tokens,
             lengths: &buffers.lengths,
         };
-        let micro_rows = self.setup.train.micro_batch.map_or(usize::MAX, |n| n as usize);
         Ok(self.engine.encode(&rows, micro_rows)?)
     }
 
@@ -195,7 +215,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
     }
 
     /// Gathers everybody's `mine`, of `lens[rank]` bytes each, into `all`.
-    fn exchange(&mut self, inside: &mut InGeneration, lens: &[usize]) -> Result<(), Halt> {
+    pub(super) fn exchange(&mut self, inside: &mut InGeneration, lens: &[usize]) -> Result<(), Halt> {
         let buffers = &mut self.buffers;
         buffers.all.resize(lens.iter().sum(), 0);
         inside.collective.all_gather(&buffers.mine, lens, &mut buffers.all)?;
@@ -232,19 +252,23 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         if inside.collective.size() == 1 {
             return Ok(());
         }
-        let union = match self.engine.sparse_table() {
-            None => Vec::new(),
-            Some(table) => {
-                table.bitmap(self.engine.touched_rows(), &mut self.buffers.mine);
-                let lens = vec![self.buffers.mine.len(); inside.collective.size()];
-                self.exchange(inside, &lens)?;
-                table.union(&self.buffers.all)
-            }
-        };
+        let touched = self.engine.touched_rows().to_vec();
+        let union = self.union_of_touched(inside, &touched)?;
         let collective = &mut inside.collective;
         reduce_rows(&mut self.engine, &union, &mut self.buffers.rows, |values| {
             collective.all_reduce_sum(values).map_err(Halt::from)
         })
+    }
+
+    /// Rows of the token table that some worker reached, `touched` by this one; ascending, the same for all.
+    pub(super) fn union_of_touched(&mut self, inside: &mut InGeneration, touched: &[u32]) -> Result<Vec<u32>, Halt> {
+        let Some(table) = self.engine.sparse_table() else {
+            return Ok(Vec::new());
+        };
+        table.bitmap(touched, &mut self.buffers.mine);
+        let lens = vec![self.buffers.mine.len(); inside.collective.size()];
+        self.exchange(inside, &lens)?;
+        Ok(table.union(&self.buffers.all))
     }
 
     /// SENTINEL: everybody has come so far, and every gradient was finite.

@@ -49,8 +49,38 @@ pub(crate) struct MadeUp {
     step: u64,
     /// No batch comes from this step on.
     stall_at: Arc<AtomicU64>,
+    rig: Rig,
+}
+
+/// What a fleet trains, and on what.
+#[derive(Clone, Debug)]
+pub(crate) struct Rig {
+    pub(crate) shape: RunShape,
+    pub(crate) train: TrainConfig,
+    /// Edge of a picture.
+    pub(crate) image: usize,
+    /// Ids per caption; with more than 3, captions have different lengths.
+    pub(crate) context: usize,
+    /// Ids are below this.
+    pub(crate) vocab: u64,
     /// All rows of this step are masked but one.
-    bare_step: Option<u64>,
+    pub(crate) bare_step: Option<u64>,
+}
+
+impl Default for Rig {
+    fn default() -> Self {
+        Self {
+            shape: shape(),
+            train: TrainConfig {
+                warmup: 4,
+                ..TrainConfig::default()
+            },
+            image: IMAGE,
+            context: CONTEXT,
+            vocab: 1 << 16,
+            bare_step: None,
+        }
+    }
 }
 
 impl BatchSource for MadeUp {
@@ -79,34 +109,36 @@ impl BatchSource for MadeUp {
 impl MadeUp {
     fn batch(&mut self, lane: u32, step: u64) -> LaneBatch {
         let samples = self.sampler.step_samples(lane, step);
-        let rows = LANE_ROWS as usize;
+        let (image, context) = (self.rig.image, self.rig.context);
+        let rows = self.rig.shape.lane_rows() as usize;
         let mut batch = LaneBatch {
             step,
             lane,
-            rows: LANE_ROWS,
+            rows: rows as u32,
             digest: lane_digest(lane, &samples),
             states: vec![RowState::Absent; rows],
-            pixels: vec![0; rows * IMAGE * IMAGE * 3],
-            tokens: vec![0; rows * CONTEXT],
+            pixels: vec![0; rows * image * image * 3],
+            tokens: vec![0; rows * context],
             lengths: vec![0; rows],
             samples: samples.clone(),
         };
         for (row, sample) in samples.iter().enumerate() {
             let bits = digest64(sample.to_string().as_bytes());
-            let bare = self.bare_step == Some(step) && (lane, row) != (0, 0);
+            let bare = self.rig.bare_step == Some(step) && (lane, row) != (0, 0);
             if bits.is_multiple_of(9) || bare {
                 batch.states[row] = RowState::Masked(MaskReason::Format);
                 continue;
             }
             batch.states[row] = RowState::Valid;
-            let stride = IMAGE * IMAGE * 3;
+            let stride = image * image * 3;
             for (i, pixel) in batch.pixels[row * stride..(row + 1) * stride].iter_mut().enumerate() {
-                *pixel = (bits >> (5 * i)) as u8;
+                *pixel = bits.rotate_right(5 * i as u32) as u8;
             }
-            for (i, token) in batch.tokens[row * CONTEXT..(row + 1) * CONTEXT].iter_mut().enumerate() {
-                *token = ((bits >> (20 * i)) & 0xffff) as i32;
+            for (i, token) in batch.tokens[row * context..(row + 1) * context].iter_mut().enumerate() {
+                *token = ((bits.rotate_right(20 * i as u32) & 0xffff) % self.rig.vocab) as i32;
             }
-            batch.lengths[row] = CONTEXT as u16;
+            let shorter = if context > 3 { bits as usize % (context - 2) } else { 0 };
+            batch.lengths[row] = (context - shorter) as u16;
         }
         batch
     }
@@ -136,6 +168,19 @@ pub(crate) fn start_with<E: Engine + 'static>(
     bare_step: Option<u64>,
     make: impl FnMut() -> Result<E, EngineError> + Send + 'static,
 ) -> Worker<E> {
+    let rig = Rig {
+        bare_step,
+        ..Rig::default()
+    };
+    start_rig(id, run_dir, &rig, make)
+}
+
+pub(crate) fn start_rig<E: Engine + 'static>(
+    id: u32,
+    run_dir: &Path,
+    rig: &Rig,
+    make: impl FnMut() -> Result<E, EngineError> + Send + 'static,
+) -> Worker<E> {
     let (orders, taken) = channel();
     let (said, events) = channel();
     let said = Mutex::new(said);
@@ -146,11 +191,8 @@ pub(crate) fn start_with<E: Engine + 'static>(
         worker: WorkerId(id),
         run_dir: run_dir.to_path_buf(),
         run_secret: b"secret of the run".to_vec(),
-        train: TrainConfig {
-            warmup: 4,
-            ..TrainConfig::default()
-        },
-        shape: shape(),
+        train: rig.train.clone(),
+        shape: rig.shape.clone(),
         make_engine: Box::new(make),
         aborts: aborts.clone(),
         failpoint: Arc::new(Failpoint::none()),
@@ -160,11 +202,11 @@ pub(crate) fn start_with<E: Engine + 'static>(
         }),
     };
     let source = MadeUp {
-        sampler: Sampler::new(shape()),
+        sampler: Sampler::new(rig.shape.clone()),
         lanes: Vec::new(),
         step: 0,
         stall_at: stall_at.clone(),
-        bare_step,
+        rig: rig.clone(),
     };
     let mut trainer = Trainer::new(setup, source).unwrap();
     let thread = std::thread::spawn(move || {
@@ -245,13 +287,24 @@ impl<E: Engine + 'static> Worker<E> {
     }
 }
 
-/// A plan of these workers, lanes dealt by `deal` (owner of lane q); who does not hold `base` heals.
+/// As [`plan_of`] with the lanes of [`shape`].
 pub(crate) fn plan<E: Engine + 'static>(
     generation: u64,
     base: StateName,
     source: StateSource,
     workers: &[&mut Worker<E>],
     deal: impl Fn(u32) -> u32,
+) -> Plan {
+    plan_of(generation, base, source, workers, (0..LANES).map(deal).collect())
+}
+
+/// A plan of these workers, lane `q` to `lanes[q]`; who does not hold `base` heals.
+pub(crate) fn plan_of<E: Engine + 'static>(
+    generation: u64,
+    base: StateName,
+    source: StateSource,
+    workers: &[&mut Worker<E>],
+    lanes: Vec<u32>,
 ) -> Plan {
     Plan {
         run: "test".into(),
@@ -267,7 +320,7 @@ pub(crate) fn plan<E: Engine + 'static>(
                 heals: w.name != base,
             })
             .collect(),
-        lanes: (0..LANES).map(deal).collect(),
+        lanes,
     }
 }
 

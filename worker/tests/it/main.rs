@@ -6,6 +6,7 @@
 )]
 
 mod commands;
+mod determinism;
 mod fleet;
 mod parity;
 mod poison;

@@ -195,8 +195,12 @@ fn same_run(before: &RunFile, now: &RunFile, dir: &Path) -> Outcome<()> {
     Err(Failure::new(Exit::Conflict, message).help(help))
 }
 
-/// Threads of one worker: the job's, the environment's, else the cores shared out.
+/// Threads of one worker: the job's, the environment's, else the cores shared out. In deterministic mode neither the
+/// machine nor the number of workers has a say (rule N4).
 fn calc_threads(job: &Job) -> u32 {
+    if job.train.deterministic {
+        return job.train.threads.unwrap_or(1);
+    }
     let environment = std::env::var("OMP_NUM_THREADS")
         .ok()
         .and_then(|v| v.parse().ok())
