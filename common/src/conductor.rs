@@ -276,6 +276,12 @@ impl<R: Rules> Conductor<R> {
                 self.ledger.missed(attempt);
                 self.abandon_attempt(attempt, &format!("{worker}: {reason}"), turn);
             }
+            FromWorker::LeaseWanted { .. }
+            | FromWorker::Primed { .. }
+            | FromWorker::Draining { .. }
+            | FromWorker::Aborted { .. }
+            | FromWorker::LaneBlocked { .. }
+            | FromWorker::Rejoined { .. } => {}
             FromWorker::Failed { exit, message } => {
                 let message = format!("{worker}: {message}");
                 self.end(Outcome::Failed { exit, message }, turn);

@@ -4,6 +4,7 @@
 
 use crate::ids::{Generation, StateName, Term, WorkerId};
 use crate::plan::{Plan, StateSource};
+use crate::quarantine::{Quarantined, RowRange};
 use crate::steplog::MaskReason;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -40,7 +41,27 @@ pub enum ToWorker {
         /// Parts in all.
         parts_total: u32,
     },
-    /// The run is over: exit 0.
+    /// These lanes will be this worker's from step `from_step` on: fetch their first rows, then say [`FromWorker::Primed`]
+    /// (rule L8). Nothing moves yet.
+    Prepare {
+        /// The generation that trains meanwhile.
+        generation: Generation,
+        /// Lanes to come.
+        lanes: Vec<u32>,
+        /// First step that may need them.
+        from_step: u64,
+    },
+    /// The right to apply steps (rule G5), in answer to [`FromWorker::LeaseWanted`]: until `lasts_ms` after the worker's own
+    /// clock said `asked_at`, so that no delay on the way makes it longer.
+    Lease {
+        /// The generation it holds for.
+        generation: Generation,
+        /// As asked.
+        asked_at: u64,
+        /// How long from then.
+        lasts_ms: u64,
+    },
+    /// The run is over, or goes on without this worker: exit 0.
     Finish,
 }
 
@@ -92,6 +113,54 @@ pub enum FromWorker {
         /// Why.
         reason: String,
     },
+    /// The worker's clock says `at`; it wants to apply steps of this generation (rule G5).
+    LeaseWanted {
+        /// The generation.
+        generation: Generation,
+        /// Milliseconds on the worker's own clock, which counts suspended time.
+        at: u64,
+    },
+    /// The first rows of these lanes are here (rule L8).
+    Primed {
+        /// As in the order.
+        generation: Generation,
+        /// The lanes.
+        lanes: Vec<u32>,
+    },
+    /// It was asked to leave and can stay so long (rule G13).
+    Draining {
+        /// Grace from now.
+        grace_ms: u64,
+    },
+    /// A step broke here, as seen from here; sent before [`FromWorker::Closed`] (rules G10, G11).
+    Aborted {
+        /// What is known.
+        report: AbortReport,
+    },
+    /// A lane cannot be read, for reasons that are not in its bytes (rule M2).
+    LaneBlocked {
+        /// The generation.
+        generation: Generation,
+        /// The step that waits for it.
+        step: u64,
+        /// The lane.
+        lane: u32,
+        /// What cannot be read.
+        rows: RowRange,
+        /// Why.
+        error: String,
+    },
+    /// Back after the stream was lost, with its state (rule G9).
+    Rejoined {
+        /// Where peers reach it.
+        addr: String,
+        /// State it holds.
+        name: StateName,
+        /// The generation it is still in.
+        inside: Option<Generation>,
+        /// The last generation it has left.
+        left: Generation,
+    },
     /// This worker cannot go on, and neither could another: the run ends with this exit code.
     Failed {
         /// See [`crate::exit::Exit`].
@@ -99,6 +168,34 @@ pub enum FromWorker {
         /// One sentence for people.
         message: String,
     },
+}
+
+/// How a step broke, as one worker saw it (rule G10).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AbortReport {
+    /// The generation.
+    pub generation: Generation,
+    /// The step (count of applied steps before it).
+    pub step: u64,
+    /// Word for the phase it was in.
+    pub phase: String,
+    /// Collectives entered in that step.
+    pub entered: u32,
+    /// Bytes received in that step, by peer.
+    pub received: BTreeMap<WorkerId, u64>,
+    /// Peers whose link broke.
+    pub lost_links: Vec<WorkerId>,
+    /// A number was not finite (rule G11).
+    pub not_finite: Option<NotFinite>,
+}
+
+/// Where a number stopped being finite, taken before sums mix (rule G11).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotFinite {
+    /// Guilty lanes: those of the rows, else all lanes of the workers.
+    pub lanes: Vec<u32>,
+    /// The sum of finite parts was not finite: nobody is guilty.
+    pub sum: bool,
 }
 
 /// One applied step, as one worker saw it.
@@ -237,6 +334,11 @@ pub enum Record {
         /// Why.
         reason: String,
     },
+    /// Rows were given up; the ledger's next revision (rule M2).
+    Quarantined {
+        /// The revision.
+        entry: Quarantined,
+    },
     /// The run ended with all positions trained.
     RunFinished {
         /// Final state.
@@ -340,6 +442,34 @@ pub enum RunEvent {
         generation: Generation,
         /// Why.
         reason: String,
+    },
+    /// Lanes will move at a boundary; their new owners fetch first (rule L8).
+    LanesMoving {
+        /// Why.
+        reason: String,
+        /// How many.
+        lanes: u32,
+        /// First step that may need them there.
+        from_step: u64,
+    },
+    /// A worker was asked to leave (rule G13).
+    WorkerDraining {
+        /// Who.
+        worker: WorkerId,
+        /// Grace it has.
+        grace_ms: u64,
+    },
+    /// A step broke although nobody was lost; what is done about it (rules G10, G11).
+    Blamed {
+        /// Who goes, if anybody.
+        worker: Option<WorkerId>,
+        /// Why, and what else is done.
+        reason: String,
+    },
+    /// Rows were given up (rule M2).
+    Quarantined {
+        /// The revision.
+        entry: Quarantined,
     },
     /// Fewer workers than needed.
     Waiting {

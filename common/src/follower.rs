@@ -7,119 +7,26 @@
 //! ```
 //!
 //! Rule G3 is kept here: after [`FromWorker::Closed`] for a generation nothing is applied in it, because the trainer is
-//! stopped first and its name is taken from its answer.
+//! stopped first and its name is taken from its answer. Rule G5: a trainer applies only under a lease, which is asked for
+//! with this worker's own clock. Rule G9: without a coordinator the generation goes on while the lease lasts; an orphan keeps
+//! its state, looks for a coordinator with jitter and never invents a generation.
 
-use crate::events::{FromWorker, StepReport, ToWorker};
-use crate::ids::{Generation, StateName};
-use crate::plan::Plan;
+mod orphan;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use crate::conductor::Tick;
+use crate::events::{FromWorker, ToWorker};
+use crate::exit::Exit;
+use crate::ids::{Generation, StateName, Term};
+use crate::invariants::{debug_assert_holds, open_when_applied};
 use crate::rules::{Rules, Shipped};
+use orphan::Orphan;
 use serde::Serialize;
 use std::marker::PhantomData;
 
-/// What the trainer thread is told. It answers with [`Event`]s, and always ends a `Form` or `Run` with `TrainerStopped` or
-/// `TrainerFormed`.
-#[derive(Clone, Debug, PartialEq)]
-pub enum TrainerOrder {
-    /// Take the base state, serve those who heal, connect the ring.
-    Form {
-        /// The generation.
-        plan: Plan,
-    },
-    /// Make steps until told otherwise or until the run's last.
-    Run {
-        /// The generation.
-        generation: Generation,
-    },
-    /// Stop when this many steps are applied; at once if they already are.
-    StopAfter {
-        /// The generation.
-        generation: Generation,
-        /// Count of applied steps.
-        step: u64,
-    },
-    /// Copy and upload these parts when exactly `at_step` steps are applied.
-    Checkpoint {
-        /// The attempt.
-        attempt: u64,
-        /// Count of applied steps.
-        at_step: u64,
-        /// Parts to copy.
-        parts: Vec<u32>,
-        /// Parts in all.
-        parts_total: u32,
-    },
-    /// End the thread.
-    Quit,
-}
-
-/// What the shell shall do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Command {
-    /// Queue an order for the trainer thread; it looks between steps.
-    Order(TrainerOrder),
-    /// Abort the collective of this generation from outside: sockets are shut, the trainer stops by itself.
-    AbortCollective {
-        /// The generation.
-        generation: Generation,
-    },
-    /// Send to the coordinator.
-    Tell(FromWorker),
-    /// Leave the process with this exit code.
-    Exit {
-        /// See [`crate::exit::Exit`].
-        code: u8,
-        /// Why.
-        reason: String,
-    },
-}
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// The trainer thread is warm.
-    TrainerReady {
-        /// Where peers reach this worker.
-        addr: String,
-        /// State it holds.
-        name: StateName,
-    },
-    /// The coordinator said something.
-    Heard(ToWorker),
-    /// The stream to the coordinator is lost.
-    StreamLost,
-    /// The trainer holds the base state and the ring is connected.
-    TrainerFormed {
-        /// The generation.
-        generation: Generation,
-    },
-    /// The trainer applied a step.
-    Stepped {
-        /// What happened.
-        report: StepReport,
-    },
-    /// The trainer left the generation, clean.
-    TrainerStopped {
-        /// The generation.
-        generation: Generation,
-        /// State it holds.
-        name: StateName,
-        /// Why, when it was not asked to.
-        cause: Option<String>,
-    },
-    /// Something to pass on as it is: parts of a checkpoint.
-    Passed(FromWorker),
-    /// The trainer cannot go on.
-    TrainerFailed {
-        /// See [`crate::exit::Exit`].
-        exit: u8,
-        /// One sentence for people.
-        message: String,
-    },
-    /// SIGTERM or Ctrl-C reached this process.
-    SignalReceived,
-    /// It is time for a heartbeat.
-    HeartbeatDue,
-}
+pub use words::{Command, Event, Settings, TrainerOrder};
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 enum Phase {
@@ -130,7 +37,6 @@ enum Phase {
     Training(Generation),
     /// Stop was ordered; the answer is awaited.
     Stopping(Generation),
-    /// A newer plan waits for the trainer to leave the old generation.
     Ended,
 }
 
@@ -141,77 +47,148 @@ pub struct View {
     pub phase: &'static str,
     /// Generation it is in.
     pub generation: Option<Generation>,
+    /// Highest generation it has left.
+    pub closed: Generation,
+    /// State it holds, as far as reports tell.
+    pub name: StateName,
+    /// Until when it may apply, and in which generation.
+    pub lease: Option<(Generation, Tick)>,
+    /// Without a coordinator since then.
+    pub orphan_since: Option<Tick>,
+    /// It was asked to leave.
+    pub draining: bool,
 }
 
-/// The brain. See the module's picture.
+/// The brain. See the module's picture. `R` is [`Shipped`] everywhere but in tests of the tests.
 #[derive(Debug)]
 pub struct Follower<R: Rules = Shipped> {
     rules: PhantomData<R>,
+    settings: Settings,
     phase: Phase,
     /// Highest generation closed or left; lower or equal ones are history (rule G6).
     closed: Generation,
+    /// Highest reign heard of, and that of the stream at hand (rule G6).
+    term: Term,
+    stream_term: Term,
+    addr: String,
+    name: StateName,
+    lease: Option<(Generation, Tick)>,
+    /// Leave by then, boundary or not.
+    leave_by: Option<Tick>,
+    orphan: Option<Orphan>,
 }
 
 impl<R: Rules> Default for Follower<R> {
     fn default() -> Self {
-        Self {
-            rules: PhantomData,
-            phase: Phase::Warming,
-            closed: Generation(0),
-        }
+        Self::new(Settings::default())
     }
 }
 
 impl<R: Rules> Follower<R> {
-    /// Takes one event and says what to do about it.
-    pub fn step(&mut self, event: Event) -> Vec<Command> {
+    /// A follower of a process that has just started.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            rules: PhantomData,
+            settings,
+            phase: Phase::Warming,
+            closed: Generation(0),
+            term: Term(0),
+            stream_term: Term(0),
+            addr: String::new(),
+            name: StateName::INITIAL,
+            lease: None,
+            leave_by: None,
+            orphan: None,
+        }
+    }
+
+    /// Takes one event and says what to do about it. `now` is on this worker's clock, which counts suspended time.
+    pub fn step(&mut self, event: Event, now: Tick) -> Vec<Command> {
         if self.phase == Phase::Ended {
             return Vec::new();
         }
-        match event {
+        let mut commands = match event {
             Event::TrainerReady { addr, name } => {
                 self.phase = Phase::Idle;
-                vec![Command::Tell(FromWorker::Ready { addr, name })]
+                self.addr.clone_from(&addr);
+                self.name = name;
+                self.tell(FromWorker::Ready { addr, name })
             }
-            Event::Heard(message) => self.heard(message),
-            // Without a coordinator nobody renews our right to train; leave and be started again (rule G9, simplest form).
-            Event::StreamLost => self.exit(crate::exit::Exit::Unavailable.code(), "the coordinator is gone"),
-            Event::SignalReceived => self.exit(0, "asked to end by a signal"),
+            Event::Welcomed { term } => self.welcomed(term),
+            Event::Heard(message) => self.heard(message, now),
+            Event::StreamLost => self.stream_lost(now),
+            Event::Unreachable => self.try_again(),
+            Event::SignalReceived => self.drain(now),
             Event::TrainerFormed { generation } => {
                 if self.phase != Phase::Forming(generation) {
                     return Vec::new();
                 }
                 self.phase = Phase::Formed(generation);
-                vec![Command::Tell(FromWorker::Formed { generation })]
+                let mut commands = self.tell(FromWorker::Formed { generation });
+                commands.extend(self.want_lease(now));
+                commands
             }
-            Event::Stepped { report } => vec![Command::Tell(FromWorker::StepDone { report })],
+            Event::Stepped { report } => {
+                debug_assert_holds::<R>(|| {
+                    open_when_applied(crate::ids::WorkerId(self.settings.worker), self.closed, report.name)
+                });
+                self.name = report.name;
+                self.tell(FromWorker::StepDone { report })
+            }
             Event::TrainerStopped {
                 generation,
                 name,
                 cause,
-            } => {
-                self.closed = self.closed.max(generation);
-                if self.current() == Some(generation) {
-                    self.phase = Phase::Idle;
-                }
-                vec![Command::Tell(FromWorker::Closed {
-                    generation,
-                    name,
-                    cause,
-                })]
-            }
-            Event::Passed(message) => vec![Command::Tell(message)],
+            } => self.trainer_stopped(generation, name, cause),
+            Event::Passed(message) => self.tell(message),
             Event::TrainerFailed { exit, message } => {
-                let told = Command::Tell(FromWorker::Failed {
+                let mut commands = self.tell(FromWorker::Failed {
                     exit,
                     message: message.clone(),
                 });
-                let mut commands = vec![told];
                 commands.extend(self.exit(exit, &message));
                 commands
             }
-            Event::HeartbeatDue => vec![Command::Tell(FromWorker::Heartbeat)],
+            Event::HeartbeatDue => {
+                let mut commands = self.tell(FromWorker::Heartbeat);
+                commands.extend(self.want_lease(now));
+                commands
+            }
+            Event::Ticked => Vec::new(),
+        };
+        commands.extend(self.check_deadlines(now));
+        commands
+    }
+
+    /// When [`Event::Ticked`] is wanted next, and why.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<(Tick, &'static str)> {
+        let leave = self.leave_by.map(|at| (at, "the grace period ends"));
+        let orphan = self
+            .orphan
+            .as_ref()
+            .map(|o| (o.since + self.settings.orphan_max_ms, "an orphan gives up"));
+        [leave, orphan].into_iter().flatten().min()
+    }
+
+    fn check_deadlines(&mut self, now: Tick) -> Vec<Command> {
+        if self.phase == Phase::Ended {
+            return Vec::new();
         }
+        if self.leave_by.is_some_and(|at| at <= now) {
+            return self.exit(0, "the grace period is over");
+        }
+        let given_up = self.settings.orphan_max_ms;
+        if self.orphan.as_ref().is_some_and(|o| o.since + given_up <= now) {
+            let mut commands = vec![Command::Order(TrainerOrder::EmergencyCopy)];
+            commands.extend(self.exit(
+                Exit::NoCapacity.code(),
+                "no coordinator was found; the state is on local disk",
+            ));
+            return commands;
+        }
+        Vec::new()
     }
 
     /// What it looks like from outside.
@@ -229,6 +206,11 @@ impl<R: Rules> Follower<R> {
         View {
             phase,
             generation: self.current(),
+            closed: self.closed,
+            name: self.name,
+            lease: self.lease,
+            orphan_since: self.orphan.as_ref().map(|o| o.since),
+            draining: self.leave_by.is_some(),
         }
     }
 
@@ -236,6 +218,17 @@ impl<R: Rules> Follower<R> {
         match self.phase {
             Phase::Forming(g) | Phase::Formed(g) | Phase::Training(g) | Phase::Stopping(g) => Some(g),
             Phase::Warming | Phase::Idle | Phase::Ended => None,
+        }
+    }
+
+    /// Says it now, or when there is somebody to say it to.
+    fn tell(&mut self, message: FromWorker) -> Vec<Command> {
+        match &mut self.orphan {
+            None => vec![Command::Tell(message)],
+            Some(orphan) => {
+                orphan.keep(message);
+                Vec::new()
+            }
         }
     }
 
@@ -253,14 +246,55 @@ impl<R: Rules> Follower<R> {
         commands
     }
 
-    fn heard(&mut self, message: ToWorker) -> Vec<Command> {
+    fn trainer_stopped(&mut self, generation: Generation, name: StateName, cause: Option<String>) -> Vec<Command> {
+        self.closed = self.closed.max(generation);
+        self.name = name;
+        let mut commands = Vec::new();
+        if self.current() == Some(generation) {
+            self.phase = Phase::Idle;
+            if self.lease.take().is_some() {
+                commands.push(Command::Lease { generation, until: 0 });
+            }
+        }
+        commands.extend(self.tell(FromWorker::Closed {
+            generation,
+            name,
+            cause,
+        }));
+        commands
+    }
+
+    fn want_lease(&self, now: Tick) -> Option<Command> {
+        let generation = self
+            .current()
+            .filter(|_| self.settings.leases && self.orphan.is_none())?;
+        Some(Command::Tell(FromWorker::LeaseWanted { generation, at: now }))
+    }
+
+    /// The first signal asks for a boundary, if there is one to wait for; the second does not.
+    fn drain(&mut self, now: Tick) -> Vec<Command> {
+        if self.leave_by.is_some() || self.settings.grace_ms == 0 || self.current().is_none() {
+            return self.exit(0, "asked to end by a signal");
+        }
+        let grace_ms = self.settings.grace_ms;
+        self.leave_by = Some(now + grace_ms);
+        self.tell(FromWorker::Draining { grace_ms })
+    }
+
+    fn heard(&mut self, message: ToWorker, now: Tick) -> Vec<Command> {
+        if !R::term_holds(self.term, self.stream_term) {
+            return Vec::new();
+        }
         match message {
             ToWorker::Form { plan } => {
                 let generation = plan.generation;
                 // An old plan, or one while another generation is open here: the coordinator closes first, so this is late.
-                if !R::may_enter(self.closed, generation) || self.phase != Phase::Idle {
+                let fits = R::may_enter(self.closed, generation) && R::term_holds(self.term, plan.term);
+                if !fits || self.phase != Phase::Idle {
                     return Vec::new();
                 }
+                self.term = self.term.max(plan.term);
+                self.stream_term = self.stream_term.max(plan.term);
                 self.phase = Phase::Forming(generation);
                 vec![Command::Order(TrainerOrder::Form { plan })]
             }
@@ -285,8 +319,33 @@ impl<R: Rules> Follower<R> {
                     parts_total,
                 })]
             }
-            ToWorker::Finish => self.exit(0, "the run is over"),
+            ToWorker::Prepare {
+                generation,
+                lanes,
+                from_step,
+            } => vec![Command::Order(TrainerOrder::Prime {
+                generation,
+                lanes,
+                from_step,
+            })],
+            ToWorker::Lease {
+                generation,
+                asked_at,
+                lasts_ms,
+            } => self.leased(generation, asked_at.min(now), lasts_ms),
+            ToWorker::Finish => self.exit(0, "the run is over, or goes on without this worker"),
         }
+    }
+
+    /// A lease counts from when it was asked for. An older answer never shortens a newer one.
+    fn leased(&mut self, generation: Generation, asked_at: Tick, lasts_ms: u64) -> Vec<Command> {
+        let open = matches!(self.phase, Phase::Formed(g) | Phase::Training(g) | Phase::Stopping(g) if g == generation);
+        let until = asked_at.saturating_add(lasts_ms);
+        if !open || self.lease.is_some_and(|held| held.0 == generation && held.1 >= until) {
+            return Vec::new();
+        }
+        self.lease = Some((generation, until));
+        vec![Command::Lease { generation, until }]
     }
 
     fn close(&mut self, generation: Generation, after_step: Option<u64>) -> Vec<Command> {
@@ -303,114 +362,5 @@ impl<R: Rules> Follower<R> {
                 Command::AbortCollective { generation },
             ],
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ids::{Term, WorkerId};
-    use crate::plan::{Member, StateSource};
-
-    fn plan(generation: u64) -> Plan {
-        Plan {
-            run: "r".into(),
-            generation: Generation(generation),
-            term: Term(1),
-            base: StateName::INITIAL,
-            source: StateSource::Seed,
-            members: vec![Member {
-                worker: WorkerId(1),
-                addr: "127.0.0.1:1".into(),
-                heals: false,
-            }],
-            lanes: vec![0],
-        }
-    }
-
-    fn training(generation: u64) -> Follower {
-        let mut follower: Follower = Follower::default();
-        follower.step(Event::TrainerReady {
-            addr: "a".into(),
-            name: StateName::INITIAL,
-        });
-        follower.step(Event::Heard(ToWorker::Form { plan: plan(generation) }));
-        follower.step(Event::TrainerFormed {
-            generation: Generation(generation),
-        });
-        let run = follower.step(Event::Heard(ToWorker::Activate {
-            generation: Generation(generation),
-        }));
-        assert_eq!(
-            run,
-            vec![Command::Order(TrainerOrder::Run {
-                generation: Generation(generation)
-            })]
-        );
-        follower
-    }
-
-    #[test]
-    fn closed_generation_is_never_entered_again() {
-        let mut follower = training(3);
-        let stopped = Event::TrainerStopped {
-            generation: Generation(3),
-            name: StateName::INITIAL,
-            cause: Some("x".into()),
-        };
-        follower.step(stopped);
-        assert!(follower.step(Event::Heard(ToWorker::Form { plan: plan(3) })).is_empty());
-        assert!(
-            follower
-                .step(Event::Heard(ToWorker::Activate {
-                    generation: Generation(3)
-                }))
-                .is_empty()
-        );
-        assert_eq!(follower.step(Event::Heard(ToWorker::Form { plan: plan(4) })).len(), 1);
-    }
-
-    #[test]
-    fn close_without_a_boundary_stops_the_trainer_and_cuts_the_collective() {
-        let mut follower = training(1);
-        let commands = follower.step(Event::Heard(ToWorker::Close {
-            generation: Generation(1),
-            after_step: None,
-        }));
-        assert!(commands.contains(&Command::AbortCollective {
-            generation: Generation(1)
-        }));
-        assert_eq!(follower.observe().phase, "stopping");
-    }
-
-    #[test]
-    fn planned_close_waits_for_the_boundary_and_a_sudden_one_overrides_it() {
-        let mut follower = training(1);
-        let planned = follower.step(Event::Heard(ToWorker::Close {
-            generation: Generation(1),
-            after_step: Some(9),
-        }));
-        assert_eq!(
-            planned,
-            vec![Command::Order(TrainerOrder::StopAfter {
-                generation: Generation(1),
-                step: 9
-            })]
-        );
-        let sudden = follower.step(Event::Heard(ToWorker::Close {
-            generation: Generation(1),
-            after_step: None,
-        }));
-        assert!(sudden.contains(&Command::AbortCollective {
-            generation: Generation(1)
-        }));
-    }
-
-    #[test]
-    fn lost_coordinator_ends_the_worker() {
-        let mut follower = training(1);
-        let commands = follower.step(Event::StreamLost);
-        assert!(matches!(commands.last(), Some(Command::Exit { code: 5, .. })));
-        assert!(follower.step(Event::HeartbeatDue).is_empty());
     }
 }

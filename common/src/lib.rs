@@ -9,6 +9,8 @@
 
 pub mod assignment;
 pub mod audit;
+pub mod backoff;
+pub mod blame;
 pub mod conductor;
 pub mod config;
 pub mod events;
@@ -19,6 +21,7 @@ pub mod ids;
 pub mod invariants;
 pub mod ledger;
 pub mod plan;
+pub mod quarantine;
 pub mod rng;
 pub mod rules;
 pub mod sampling;

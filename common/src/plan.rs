@@ -1,6 +1,7 @@
 //! A generation's plan: who computes what, from which state, fenced by a hash and a secret.
 
 use crate::ids::{Generation, StateName, Term, WorkerId};
+use crate::quarantine::Quarantined;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -47,6 +48,12 @@ pub struct Plan {
     pub members: Vec<Member>,
     /// Owner of each lane, as an index into `members`.
     pub lanes: Vec<u32>,
+    /// The step `base.step` is passed over by all, for this reason: an APPLY that writes nothing but the name (rule G11).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip: Option<String>,
+    /// Rows that nobody reads, each from its step on (rule M2).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantine: Vec<Quarantined>,
 }
 
 impl Plan {

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 /// Version of the step log's format.
 pub const STEP_LOG_VERSION: u32 = 1;
 
-/// Why a row is not trained. A pure function of the bytes (rule M1).
+/// Why a row is not trained. All but the last are pure functions of the bytes (rule M1); the last is the coordinator's alone
+/// and follows from its ledger (rule M2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MaskReason {
@@ -20,6 +21,8 @@ pub enum MaskReason {
     Bytes,
     /// A caption that is empty or not UTF-8.
     Caption,
+    /// A durable revision of the quarantine ledger leaves it out from this step on.
+    Quarantined,
 }
 
 impl std::fmt::Display for MaskReason {
@@ -30,6 +33,7 @@ impl std::fmt::Display for MaskReason {
             Self::Pixels => "pixels",
             Self::Bytes => "bytes",
             Self::Caption => "caption",
+            Self::Quarantined => "quarantined",
         })
     }
 }
@@ -56,6 +60,7 @@ impl RowState {
             Self::Masked(MaskReason::Pixels) => 3,
             Self::Masked(MaskReason::Bytes) => 4,
             Self::Masked(MaskReason::Caption) => 5,
+            Self::Masked(MaskReason::Quarantined) => 6,
             Self::Absent => 255,
         }
     }
@@ -70,6 +75,7 @@ impl RowState {
             3 => Self::Masked(MaskReason::Pixels),
             4 => Self::Masked(MaskReason::Bytes),
             5 => Self::Masked(MaskReason::Caption),
+            6 => Self::Masked(MaskReason::Quarantined),
             255 => Self::Absent,
             _ => return None,
         })

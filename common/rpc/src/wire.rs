@@ -2,6 +2,8 @@
 //!
 //! Encoding cannot fail: free text for people is cut to its limit. Decoding checks everything and names the field.
 
+mod failure;
+
 use crate::client::{Hello, Welcome};
 use crate::proto;
 use argosy_common::config::{JOB_FILE_BYTES_MAX, Job};
@@ -227,6 +229,8 @@ fn encode_plan(plan: Plan) -> proto::Plan {
         source: Some(proto::StateSource { kind: Some(kind) }),
         members: plan.members.into_iter().map(member).collect(),
         lanes: plan.lanes,
+        skip: plan.skip.map(cut),
+        quarantine: plan.quarantine.into_iter().map(failure::encode_quarantined).collect(),
     }
 }
 
@@ -268,6 +272,8 @@ fn decode_plan(plan: Option<proto::Plan>) -> Checked<Plan> {
         source,
         members: plan.members.into_iter().map(member).collect::<Checked<_>>()?,
         lanes: plan.lanes,
+        skip: plan.skip.map(|why| text("form.plan.skip", why)).transpose()?,
+        quarantine: failure::decode_quarantine(plan.quarantine)?,
     })
 }
 
@@ -295,6 +301,24 @@ pub fn encode_to_worker(message: ToWorker) -> proto::CoordinatorMessage {
             at_step,
             parts,
             parts_total,
+        }),
+        ToWorker::Prepare {
+            generation,
+            lanes,
+            from_step,
+        } => ToBody::Prepare(proto::Prepare {
+            generation: generation.0,
+            lanes,
+            from_step,
+        }),
+        ToWorker::Lease {
+            generation,
+            asked_at,
+            lasts_ms,
+        } => ToBody::Lease(proto::Lease {
+            generation: generation.0,
+            asked_at,
+            lasts_ms,
         }),
         ToWorker::Finish => ToBody::Finish(proto::Finish {}),
     };
@@ -335,6 +359,19 @@ pub fn decode_to_worker(message: proto::CoordinatorMessage) -> Checked<ToWorker>
                 parts_total: m.parts_total,
             }
         }
+        ToBody::Prepare(m) => {
+            at_most("prepare.lanes", "lanes", m.lanes.len(), LANES_MAX)?;
+            ToWorker::Prepare {
+                generation: generation("prepare.generation", m.generation)?,
+                lanes: m.lanes,
+                from_step: m.from_step,
+            }
+        }
+        ToBody::Lease(m) => ToWorker::Lease {
+            generation: generation("lease.generation", m.generation)?,
+            asked_at: m.asked_at,
+            lasts_ms: m.lasts_ms,
+        },
         ToBody::Finish(_) => ToWorker::Finish,
     })
 }
@@ -347,6 +384,7 @@ fn encode_report(report: StepReport) -> proto::StepDone {
             MaskReason::Pixels => proto::MaskReason::Pixels,
             MaskReason::Bytes => proto::MaskReason::Bytes,
             MaskReason::Caption => proto::MaskReason::Caption,
+            MaskReason::Quarantined => proto::MaskReason::Quarantined,
         }
         .into(),
         rows,
@@ -385,6 +423,7 @@ fn decode_report(done: proto::StepDone) -> Checked<StepReport> {
             Ok(proto::MaskReason::Pixels) => MaskReason::Pixels,
             Ok(proto::MaskReason::Bytes) => MaskReason::Bytes,
             Ok(proto::MaskReason::Caption) => MaskReason::Caption,
+            Ok(proto::MaskReason::Quarantined) => MaskReason::Quarantined,
             Ok(proto::MaskReason::Unspecified) | Err(_) => {
                 return Err(WireError::new(
                     "step_done.masked.reason",
@@ -449,6 +488,12 @@ pub fn encode_from_worker(message: FromWorker) -> proto::WorkerMessage {
             attempt,
             reason: cut(reason),
         }),
+        other @ (FromWorker::LeaseWanted { .. }
+        | FromWorker::Primed { .. }
+        | FromWorker::Draining { .. }
+        | FromWorker::Aborted { .. }
+        | FromWorker::LaneBlocked { .. }
+        | FromWorker::Rejoined { .. }) => failure::encode(other),
         FromWorker::Failed { exit, message } => FromBody::Failed(proto::Failed {
             exit: u32::from(exit),
             message: cut(message),
@@ -497,6 +542,12 @@ pub fn decode_from_worker(message: proto::WorkerMessage) -> Checked<FromWorker> 
             attempt: m.attempt,
             reason: text("part_failed.reason", m.reason)?,
         },
+        FromBody::LeaseWanted(m) => failure::decode_lease_wanted(&m)?,
+        FromBody::Primed(m) => failure::decode_primed(m)?,
+        FromBody::Draining(m) => FromWorker::Draining { grace_ms: m.grace_ms },
+        FromBody::Aborted(m) => failure::decode_aborted(m)?,
+        FromBody::LaneBlocked(m) => failure::decode_blocked(m)?,
+        FromBody::Rejoined(m) => failure::decode_rejoined(m)?,
         FromBody::Failed(m) => FromWorker::Failed {
             exit: u8::try_from(m.exit).map_err(|_| WireError::new("failed.exit", "an exit code below 256", m.exit))?,
             message: text("failed.message", m.message)?,

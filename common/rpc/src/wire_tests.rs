@@ -1,4 +1,6 @@
 use super::*;
+use argosy_common::events::{AbortReport, NotFinite};
+use argosy_common::quarantine::{Quarantined, RowRange};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -27,23 +29,103 @@ fn plans() -> impl Strategy<Value = Plan> {
         sources,
         members,
         vec(any::<u32>(), 0..40),
+        prop::option::of(".{0,20}"),
+        vec((any::<u64>(), any::<u64>(), rows(), ".{0,20}"), 0..3),
     )
-        .prop_map(|(base, generation, term, source, members, lanes)| Plan {
-            run: "r".into(),
-            generation,
-            term: Term(term),
-            base,
-            source,
-            lanes: lanes.iter().map(|owner| owner % members.len() as u32).collect(),
-            members: members
-                .into_iter()
-                .map(|(worker, addr, heals)| Member {
-                    worker: WorkerId(worker),
-                    addr,
-                    heals,
-                })
-                .collect(),
-        })
+        .prop_map(
+            |(base, generation, term, source, members, lanes, skip, quarantine)| Plan {
+                skip,
+                quarantine: quarantine
+                    .into_iter()
+                    .map(|(revision, holds_from, rows, reason)| Quarantined {
+                        revision,
+                        holds_from,
+                        rows,
+                        reason,
+                    })
+                    .collect(),
+                run: "r".into(),
+                generation,
+                term: Term(term),
+                base,
+                source,
+                lanes: lanes.iter().map(|owner| owner % members.len() as u32).collect(),
+                members: members
+                    .into_iter()
+                    .map(|(worker, addr, heals)| Member {
+                        worker: WorkerId(worker),
+                        addr,
+                        heals,
+                    })
+                    .collect(),
+            },
+        )
+}
+
+fn rows() -> impl Strategy<Value = RowRange> {
+    (any::<u16>(), any::<u32>(), 0..9u32, 1..9u32).prop_map(|(source, shard, from, len)| RowRange {
+        source,
+        shard,
+        from,
+        until: from + len,
+    })
+}
+
+fn failure_words() -> impl Strategy<Value = FromWorker> {
+    let received = btree_map(any::<u32>().prop_map(WorkerId), any::<u64>(), 0..4);
+    let not_finite =
+        prop::option::of((vec(any::<u32>(), 0..4), any::<bool>()).prop_map(|(lanes, sum)| NotFinite { lanes, sum }));
+    let links = vec(any::<u32>().prop_map(WorkerId), 0..4);
+    let report = (
+        generations(),
+        any::<u64>(),
+        "[a-z]{0,9}",
+        any::<u32>(),
+        received,
+        links,
+        not_finite,
+    )
+        .prop_map(
+            |(generation, step, phase, entered, received, lost_links, not_finite)| AbortReport {
+                generation,
+                step,
+                phase,
+                entered,
+                received,
+                lost_links,
+                not_finite,
+            },
+        );
+    prop_oneof![
+        (generations(), any::<u64>()).prop_map(|(generation, at)| FromWorker::LeaseWanted { generation, at }),
+        (generations(), vec(any::<u32>(), 0..9))
+            .prop_map(|(generation, lanes)| FromWorker::Primed { generation, lanes }),
+        any::<u64>().prop_map(|grace_ms| FromWorker::Draining { grace_ms }),
+        report.prop_map(|report| FromWorker::Aborted { report }),
+        (generations(), any::<u64>(), any::<u32>(), rows(), ".{0,40}").prop_map(
+            |(generation, step, lane, rows, error)| {
+                FromWorker::LaneBlocked {
+                    generation,
+                    step,
+                    lane,
+                    rows,
+                    error,
+                }
+            }
+        ),
+        (
+            "[a-z0-9.:]{1,30}",
+            names(),
+            prop::option::of(generations()),
+            any::<u64>()
+        )
+            .prop_map(|(addr, name, inside, left)| FromWorker::Rejoined {
+                addr,
+                name,
+                inside,
+                left: Generation(left),
+            }),
+    ]
 }
 
 fn to_worker() -> impl Strategy<Value = ToWorker> {
@@ -58,6 +140,18 @@ fn to_worker() -> impl Strategy<Value = ToWorker> {
             parts,
             parts_total: 9,
         }),
+        (generations(), vec(any::<u32>(), 0..9), any::<u64>()).prop_map(|(generation, lanes, from_step)| {
+            ToWorker::Prepare {
+                generation,
+                lanes,
+                from_step,
+            }
+        }),
+        (generations(), any::<u64>(), any::<u64>()).prop_map(|(generation, asked_at, lasts_ms)| ToWorker::Lease {
+            generation,
+            asked_at,
+            lasts_ms
+        }),
         Just(ToWorker::Finish),
     ]
 }
@@ -69,6 +163,7 @@ fn reports() -> impl Strategy<Value = StepReport> {
         MaskReason::Pixels,
         MaskReason::Bytes,
         MaskReason::Caption,
+        MaskReason::Quarantined,
     ]);
     let numbers = (-1e30..1e30f64, -1e30..1e30f64, -1e30..1e30f64);
     (
@@ -129,6 +224,7 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
         }),
         (any::<u64>(), ".{0,40}").prop_map(|(attempt, reason)| FromWorker::PartFailed { attempt, reason }),
         (any::<u8>(), ".{0,40}").prop_map(|(exit, message)| FromWorker::Failed { exit, message }),
+        failure_words(),
     ]
 }
 
@@ -173,6 +269,8 @@ fn plan() -> proto::Plan {
             heals: false,
         }],
         lanes: vec![0],
+        skip: None,
+        quarantine: Vec::new(),
     }
 }
 
@@ -286,6 +384,8 @@ fn largest_plan_fits_a_message() {
     let largest = proto::Plan {
         members: vec![member; MEMBERS_MAX],
         lanes: vec![MEMBERS_MAX as u32 - 1; LANES_MAX],
+        skip: None,
+        quarantine: Vec::new(),
         ..plan()
     };
     assert!(prost::Message::encoded_len(&largest) < crate::MESSAGE_BYTES_MAX / 2);

@@ -57,7 +57,10 @@ impl Lineage {
                     lineage.finished = Some(*name);
                 }
                 Record::CheckpointCommitted { name, .. } => lineage.reaches(current, *name),
-                Record::RunCreated { .. } | Record::CheckpointOpened { .. } | Record::CheckpointAbandoned { .. } => {}
+                Record::Quarantined { .. }
+                | Record::RunCreated { .. }
+                | Record::CheckpointOpened { .. }
+                | Record::CheckpointAbandoned { .. } => {}
             }
         }
         if lineage.finished.is_none()

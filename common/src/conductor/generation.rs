@@ -355,6 +355,8 @@ impl<R: Rules> Conductor<R> {
             source: source.clone(),
             lanes: owners.iter().map(rank).collect(),
             members,
+            skip: None,
+            quarantine: Vec::new(),
         };
         debug_assert!(
             plan.lanes.len() == self.settings.lanes as usize,

@@ -221,7 +221,7 @@ impl Restored {
                 Record::CheckpointAbandoned { attempt, .. } => restored.open_attempts.retain(|a| a != attempt),
                 Record::RunFinished { name } => restored.finished = Some(*name),
                 Record::Resumed { generation, .. } => restored.floor = *generation,
-                Record::RunCreated { .. } => {}
+                Record::Quarantined { .. } | Record::RunCreated { .. } => {}
             }
         }
         restored

@@ -39,6 +39,7 @@ pub(crate) async fn live(world: World, worker: WorkerId, endpoint: String) {
             stop_after: None,
             checkpoint: None,
             copied: 0,
+            primed: None,
         },
         follower: Follower::default(),
         session,
@@ -79,13 +80,13 @@ impl Life {
     /// Steps the follower and does what it says; returns the exit code when it says so.
     async fn tell(&mut self, event: Event) -> Option<u8> {
         let mut code = None;
-        for command in self.follower.step(event) {
+        for command in self.follower.step(event, 0) {
             match command {
                 Command::Order(order) => self.trainer.take(order),
                 Command::Tell(word) => {
                     let _ = self.session.outgoing.send(word).await; // a lost stream shows on the other half
                 }
-                Command::AbortCollective { .. } => {}
+                Command::AbortCollective { .. } | Command::Lease { .. } | Command::Reconnect { .. } => {}
                 Command::Exit { code: exit, .. } => code = Some(exit),
             }
         }
@@ -111,6 +112,8 @@ struct Trainer {
     checkpoint: Option<Checkpoint>,
     /// Step of the last checkpoint copied; nobody holds for it again.
     copied: u64,
+    /// Said next: there is nothing to fetch here.
+    primed: Option<FromWorker>,
 }
 
 impl Trainer {
@@ -140,7 +143,10 @@ impl Trainer {
                     parts,
                 });
             }
-            TrainerOrder::StopAfter { .. } | TrainerOrder::Quit => {}
+            TrainerOrder::Prime { generation, lanes, .. } => {
+                self.primed = Some(FromWorker::Primed { generation, lanes })
+            }
+            TrainerOrder::StopAfter { .. } | TrainerOrder::EmergencyCopy | TrainerOrder::Quit => {}
         }
     }
 
@@ -150,6 +156,9 @@ impl Trainer {
 
     /// What the trainer does next, if there is anything to do.
     fn next(&mut self) -> Option<Event> {
+        if let Some(word) = self.primed.take() {
+            return Some(Event::Passed(word));
+        }
         if let Some(word) = self.copy_part() {
             return Some(Event::Passed(word));
         }

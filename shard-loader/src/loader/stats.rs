@@ -37,12 +37,13 @@ pub(super) enum Stage {
     Wait = 4,
 }
 
-const REASONS: [MaskReason; 5] = [
+const REASONS: [MaskReason; 6] = [
     MaskReason::Missing,
     MaskReason::Format,
     MaskReason::Pixels,
     MaskReason::Bytes,
     MaskReason::Caption,
+    MaskReason::Quarantined,
 ];
 
 #[derive(Debug, Default)]

@@ -6,6 +6,7 @@ use argosy_common::exit::Exit;
 use argosy_common::follower::{Command, Event, Follower, TrainerOrder};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
 /// What the actor is told.
@@ -38,6 +39,8 @@ pub(super) struct ShellState {
     orders: Sender<TrainerOrder>,
     outgoing: mpsc::Sender<FromWorker>,
     aborts: Aborts,
+    /// The follower's clock is the milliseconds since then.
+    began: Instant,
     ended: Option<oneshot::Sender<(u8, String)>>,
 }
 
@@ -58,6 +61,7 @@ impl Actor for Shell {
             orders,
             outgoing,
             aborts,
+            began: Instant::now(),
             ended: Some(ended),
         })
     }
@@ -65,7 +69,8 @@ impl Actor for Shell {
     async fn handle(&self, _: ActorRef<Told>, told: Told, state: &mut ShellState) -> Result<(), ActorProcessingErr> {
         match told {
             Told::Happened(event) => {
-                for command in state.follower.step(event) {
+                let now = state.began.elapsed().as_millis() as u64;
+                for command in state.follower.step(event, now) {
                     state.execute(command).await;
                 }
             }
@@ -88,6 +93,8 @@ impl ShellState {
                 let _ = self.outgoing.send(message).await;
             }
             Command::Exit { code, reason } => self.end(code, reason),
+            // This worker trains without a lease and ends with its stream; its follower is told so and asks for neither.
+            Command::Lease { .. } | Command::Reconnect { .. } => tracing::warn!(?command, "not asked for"),
         }
     }
 

@@ -257,6 +257,8 @@ mod tests {
             source: StateSource::Seed,
             members: Vec::new(),
             lanes,
+            skip: None,
+            quarantine: Vec::new(),
         };
         Layout {
             members,

@@ -25,6 +25,7 @@ use crate::engine::{Engine, EngineError};
 use crate::peer::{PeerError, PeerServer};
 use crate::steplog_writer::StepLogWriter;
 use argosy_common::config::TrainConfig;
+use argosy_common::events::FromWorker;
 use argosy_common::exit::Exit;
 use argosy_common::follower::{Event, TrainerOrder};
 use argosy_common::ids::{Generation, StateName, WorkerId};
@@ -289,7 +290,19 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
                 });
                 Ok(())
             }
-            TrainerOrder::Quit => Ok(()),
+            TrainerOrder::Prime {
+                generation,
+                lanes,
+                from_step,
+            } => {
+                // Whoever trains keeps its lanes' batches coming and fetches the new ones with the next plan.
+                if self.inside.is_none() {
+                    self.source.assign(&lanes, from_step);
+                }
+                self.emit(Event::Passed(FromWorker::Primed { generation, lanes }));
+                Ok(())
+            }
+            TrainerOrder::EmergencyCopy | TrainerOrder::Quit => Ok(()),
         }
     }
 

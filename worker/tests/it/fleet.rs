@@ -321,6 +321,8 @@ pub(crate) fn plan_of<E: Engine + 'static>(
             })
             .collect(),
         lanes,
+        skip: None,
+        quarantine: Vec::new(),
     }
 }
 

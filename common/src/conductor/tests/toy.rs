@@ -91,7 +91,10 @@ impl Worker {
                 self.copies.push((attempt, at_step, parts));
                 None
             }
-            TrainerOrder::Quit => None,
+            TrainerOrder::Prime { generation, lanes, .. } => {
+                Some(follower::Event::Passed(FromWorker::Primed { generation, lanes }))
+            }
+            TrainerOrder::EmergencyCopy | TrainerOrder::Quit => None,
         }
     }
 

@@ -344,13 +344,14 @@ impl World {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let Some(w) = self.workers.get_mut(&worker) else { return };
-            for command in w.follower.step(event) {
+            for command in w.follower.step(event, self.now) {
                 match command {
                     follower::Command::Tell(message) => w.outbox.push_back(message),
                     follower::Command::Order(order) => events.extend(w.order(&self.manifests, &self.bits_of, order)),
                     follower::Command::AbortCollective { generation } => {
                         events.extend(w.stop(generation, Some("aborted")));
                     }
+                    follower::Command::Lease { .. } | follower::Command::Reconnect { .. } => {}
                     follower::Command::Exit { .. } => {
                         w.running = false;
                     }

@@ -279,6 +279,17 @@ impl Progress {
                     list(members)
                 )
             }
+            RunEvent::LanesMoving { reason, lanes, .. } => format!("{lanes} lanes will move: {reason}"),
+            RunEvent::WorkerDraining { worker, .. } => format!("{worker} is asked to leave and drains"),
+            RunEvent::Blamed {
+                worker: Some(worker),
+                reason,
+            } => warn(&format!("{worker} goes: {reason}")),
+            RunEvent::Blamed { worker: None, reason } => warn(reason),
+            RunEvent::Quarantined { entry } => warn(&format!(
+                "rows {}..{} of shard {} (source {}) are given up from step {} on: {}",
+                entry.rows.from, entry.rows.until, entry.rows.shard, entry.rows.source, entry.holds_from, entry.reason
+            )),
             RunEvent::Waiting { have, need } => warn(&format!("waiting: {have} of {need} workers are ready")),
             RunEvent::Resumed { name, manifest } => match manifest {
                 Some(key) => format!("going on from step {} of checkpoint {key}", name.step),
