@@ -1,0 +1,98 @@
+//! What a small world is made of. Everything a seed does not name is drawn from it.
+
+use crate::faults::FaultKind;
+use crate::queue::Ms;
+use argosy_common::rng::{Draws, Purpose};
+
+/// One world. [`Config::for_seed`] draws one of many kinds; a test may write its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Workers that are wanted.
+    pub workers: u32,
+    /// Below this nothing trains.
+    pub workers_min: u32,
+    /// One machine whose parent starts and reaps the workers; else a fleet whose workers come by themselves.
+    pub spawns: bool,
+    /// Coordinators that stand by, the leading one included.
+    pub coordinators: usize,
+    /// Lanes `Q`.
+    pub lanes: u32,
+    /// Rows of one lane in one step.
+    pub lane_rows: u32,
+    /// Steps of the run.
+    pub steps: u64,
+    /// A checkpoint every so many steps.
+    pub checkpoint_steps: u64,
+    /// Parts of a checkpoint.
+    pub parts: u32,
+    /// The one knob of time-outs.
+    pub failure_budget_ms: Ms,
+    /// Undisturbed length of a step.
+    pub step_ms: Ms,
+    /// A worker may notice a broken stream long after its coordinator did, and train on meanwhile.
+    pub late_members: bool,
+    /// How many faults, of which kinds.
+    pub faults: u32,
+    /// Kinds to draw from; all when empty.
+    pub kinds: Vec<FaultKind>,
+    /// Faults begin before this.
+    pub horizon_ms: Ms,
+    /// Keep what happens as lines to read.
+    pub log: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: 3,
+            workers_min: 1,
+            spawns: false,
+            coordinators: 2,
+            lanes: 6,
+            lane_rows: 2,
+            steps: 40,
+            checkpoint_steps: 8,
+            parts: 3,
+            failure_budget_ms: 2_000,
+            step_ms: 50,
+            late_members: false,
+            faults: 6,
+            kinds: Vec::new(),
+            horizon_ms: 6_000,
+            log: false,
+        }
+    }
+}
+
+impl Config {
+    /// A world drawn from `seed`: one machine or a fleet, one to six workers, more or fewer lanes than workers.
+    #[must_use]
+    pub fn for_seed(seed: u64) -> Self {
+        let mut draws = Draws::new(seed, Purpose::Jitter, 0x636f, 0);
+        let spawns = draws.below(3) == 0;
+        let workers = 1 + draws.below(6) as u32;
+        let steps = 16 + draws.below(32);
+        Self {
+            workers,
+            workers_min: 1 + draws.below(u64::from(workers.min(3))) as u32,
+            spawns,
+            coordinators: if spawns { 1 } else { 2 },
+            lanes: 2 + draws.below(8) as u32,
+            lane_rows: 1 + draws.below(3) as u32,
+            steps,
+            checkpoint_steps: 3 + draws.below(10),
+            parts: 1 + draws.below(5) as u32,
+            failure_budget_ms: 1_000 + 500 * draws.below(5),
+            step_ms: 20 + draws.below(80),
+            faults: 1 + draws.below(12) as u32,
+            horizon_ms: 2_000 + steps * 200,
+            ..Self::default()
+        }
+    }
+
+    /// Without faults.
+    #[must_use]
+    pub fn calm(self) -> Self {
+        Self { faults: 0, ..self }
+    }
+}
