@@ -22,9 +22,25 @@ pub enum DataError {
         /// What is wrong.
         why: String,
     },
+    /// A file that should list shards.
+    #[error("manifest {file} {why}")]
+    Manifest {
+        /// The manifest.
+        file: String,
+        /// What is wrong.
+        why: String,
+    },
     /// Reading failed.
     #[error("cannot read {file}: {error}")]
     Io {
+        /// The file or object.
+        file: String,
+        /// The store's own words.
+        error: String,
+    },
+    /// The store refuses us.
+    #[error("access to {file} is denied: {error}; renew the credentials in the environment (AWS_*, GOOGLE_*, AZURE_*)")]
+    Denied {
         /// The file or object.
         file: String,
         /// The store's own words.
@@ -81,8 +97,9 @@ impl DataError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::NotFound { .. } => Exit::NotFound,
-            Self::Pattern { .. } | Self::Config(_) => Exit::BadConfig,
+            Self::Pattern { .. } | Self::Manifest { .. } | Self::Config(_) => Exit::BadConfig,
             Self::Changed { .. } => Exit::Conflict,
+            Self::Denied { .. } => Exit::Denied,
             Self::Io { .. } | Self::Write { .. } | Self::Index { .. } | Self::Tar { .. } | Self::Empty { .. } => {
                 Exit::JobFailed
             }

@@ -4,7 +4,7 @@ use crate::decode::{Rgb, decode};
 use crate::error::DataError;
 use crate::expand;
 use crate::sample::{Group, Grouper, Keys};
-use crate::store::{ObjectFacts, Store};
+use crate::store::{ObjectFacts, ReadRequest, RetryPolicy, Store};
 use crate::tar::Walker;
 use crate::transform::{ResizeMode, Transformer};
 use argosy_common::steplog::MaskReason;
@@ -69,9 +69,11 @@ impl EvalReader {
     /// # Errors
     /// When it names nothing.
     pub fn open(shards: &str, base: &Path, config: EvalConfig) -> Result<Self, DataError> {
+        let store = Store::new(RetryPolicy::default())?;
+        let named = expand::shards(shards, base, &store)?;
         Ok(Self {
-            store: Store::local()?,
-            shards: expand::shards(shards, base)?.into(),
+            store,
+            shards: named.into_iter().map(|s| s.location).collect(),
             keys: Keys::new(&config.image_key, &config.text_key),
             config,
             open: None,
@@ -141,7 +143,12 @@ impl EvalReader {
                 ),
             });
         }
-        let bytes = self.store.read(location, 0..size, size, etag.as_deref())?;
+        let bytes = self.store.read(&ReadRequest {
+            location,
+            range: 0..size,
+            bytes: size,
+            etag: etag.as_deref(),
+        })?;
         let mut grouper = Grouper::default();
         let mut groups = VecDeque::new();
         for member in Walker::new(bytes.clone()) {

@@ -1,40 +1,118 @@
-//! From what a user writes to a list of shards: brace patterns, folders, single files.
+//! From what a user writes to a list of shards: brace patterns, folders and prefixes, manifest files, single shards.
 
 use crate::error::DataError;
+use crate::manifest;
+use crate::store::{ObjectFacts, Store, is_url};
 use std::path::{Path, PathBuf};
 
 /// Most shards one pattern may stand for; more is a slip of the hand.
 const SHARDS_MAX: usize = 10_000_000;
 
-/// The shards that `text` names, as absolute paths.
+/// A shard that was named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedShard {
+    /// Absolute path or address.
+    pub location: String,
+    /// What a list said of it; saves one request.
+    pub facts: Option<ObjectFacts>,
+    /// Samples in it, as a manifest claims (rule L6: a hint).
+    pub rows_claimed: Option<u64>,
+}
+
+impl NamedShard {
+    pub(crate) fn new(location: String) -> Self {
+        Self {
+            location,
+            facts: None,
+            rows_claimed: None,
+        }
+    }
+}
+
+/// The shards that `text` names.
 ///
-/// A folder gives its `*.tar` files by name; a pattern with braces (`{00000..00041}`, `{a,b}`, nested or several) gives
-/// its expansion in order; parts joined by `::` are taken one after the other. Relative paths start at `base`.
+/// Parts joined by `::` are taken one after the other. Each is one of: a folder, or an address that ends with `/`, which
+/// give their `*.tar` by name; a pattern with braces (`{00000..00041}`, `{a,b}`, nested or several), which gives its
+/// expansion in order; a manifest (`.txt`, `.json`, `.jsonl`, see [`crate::manifest`]); a single shard. Relative paths
+/// start at `base`.
 ///
 /// # Errors
-/// [`DataError::NotFound`] when a folder, file or any shard of a pattern is missing or a folder holds no shard;
-/// [`DataError::Pattern`] when braces do not close or the pattern is absurdly large.
-pub fn shards(text: &str, base: &Path) -> Result<Vec<String>, DataError> {
+/// [`DataError::NotFound`] when a folder, file or any shard of a pattern is missing or a folder holds no shard (shards at
+/// addresses are looked for when they are read); [`DataError::Pattern`] when braces do not close or the pattern is absurdly
+/// large.
+pub fn shards(text: &str, base: &Path, store: &Store) -> Result<Vec<NamedShard>, DataError> {
     let mut found = Vec::new();
     for part in text.split("::") {
         let part = part.trim();
         if part.is_empty() {
             return Err(DataError::Pattern {
                 pattern: text.into(),
-                why: "is empty; name a folder, file or pattern".into(),
+                why: "is empty; name a folder, file, pattern or address".into(),
             });
         }
         let part = part.strip_prefix("file://").unwrap_or(part);
-        if part.contains("://") {
-            let why = "only files can be read; give a path".into();
-            return Err(DataError::Pattern {
-                pattern: part.into(),
-                why,
+        let is_manifest = manifest::is_manifest(part) && !part.contains('{');
+        match (is_url(part), is_manifest) {
+            (true, true) => found.extend(manifest::read(part, store)?),
+            (true, false) => found.extend(address(part, store)?),
+            (false, true) if base.join(part).is_file() => {
+                let file = utf8(&absolute(&base.join(part))?)?;
+                found.extend(manifest::read(&file, store)?);
+            }
+            (false, _) => {
+                for path in one_part(part, base)? {
+                    found.push(NamedShard::new(utf8(&path)?));
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The shards of an address: all under it, its expansion, or itself.
+pub(crate) fn address(part: &str, store: &Store) -> Result<Vec<NamedShard>, DataError> {
+    let mut found = Vec::new();
+    for name in braces(part).map_err(|why| DataError::Pattern {
+        pattern: part.into(),
+        why,
+    })? {
+        if !name.ends_with('/') {
+            if !is_tar(&name) {
+                let why =
+                    "is neither a shard (.tar), a manifest (.txt, .json, .jsonl) nor, with a `/` at its end, a prefix";
+                return Err(DataError::Pattern {
+                    pattern: name,
+                    why: why.into(),
+                });
+            }
+            found.push(NamedShard::new(name));
+            continue;
+        }
+        let before = found.len();
+        let listed = store.list(&name)?;
+        found.extend(
+            listed
+                .into_iter()
+                .filter(|(l, _)| is_tar(l))
+                .map(|(location, facts)| NamedShard {
+                    facts: Some(facts),
+                    ..NamedShard::new(location)
+                }),
+        );
+        if found.len() == before {
+            return Err(DataError::NotFound {
+                what: format!("a shard (*.tar) under {name}"),
+                hint: String::new(),
             });
         }
-        found.extend(one_part(part, base)?);
     }
-    found.iter().map(|path| utf8(path)).collect()
+    Ok(found)
+}
+
+fn is_tar(name: &str) -> bool {
+    Path::new(name)
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("tar"))
 }
 
 fn one_part(part: &str, base: &Path) -> Result<Vec<PathBuf>, DataError> {
@@ -80,7 +158,7 @@ fn folder(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut shards = Vec::new();
     for entry in std::fs::read_dir(path).map_err(failed)? {
         let file = entry.map_err(failed)?.path();
-        if file.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar")) && file.is_file() {
+        if file.file_name().is_some_and(|n| is_tar(&n.to_string_lossy())) && file.is_file() {
             shards.push(absolute(&file)?);
         }
     }
@@ -202,6 +280,51 @@ fn range(from: &str, to: &str) -> Option<Result<Vec<String>, String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::RetryPolicy;
+    use argosy_test_stores::{Fault, Faults, Op, Rule, S3Double};
+
+    fn named(text: &str, base: &Path) -> Result<Vec<String>, DataError> {
+        let store = Store::new(RetryPolicy::default())?;
+        Ok(shards(text, base, &store)?.into_iter().map(|s| s.location).collect())
+    }
+
+    // 39: a list that repeats itself, runs backwards or has many pages gives each shard once, in order.
+    #[test]
+    fn prefix_listed_badly_gives_each_shard_once_in_order() {
+        let double = S3Double::start_with_pages(Faults::default(), 100).expect("a port");
+        for i in 0..1050 {
+            double.insert("bucket", &format!("set/{i:05}.tar"), "x");
+        }
+        double.insert("bucket", "set/sizes.json", "{}");
+        double.insert("bucket", "settle/other.tar", "x");
+        double.faults().add(Rule::new(Op::List, Fault::ListedTwice).times(4));
+        double.faults().add(Rule::new(Op::List, Fault::ListedReversed).times(4));
+        double.faults().add(Rule::new(Op::List, Fault::Status(503)));
+        let store = Store::new(RetryPolicy {
+            backoff_first_ms: 1,
+            ..RetryPolicy::default()
+        })
+        .expect("a store");
+        store.put_root("s3://bucket", double.client("bucket").expect("a client"));
+        let found = shards("s3://bucket/set/", Path::new("/"), &store).expect("listed");
+        let locations: Vec<&str> = found.iter().map(|s| s.location.as_str()).collect();
+        let expected: Vec<String> = (0..1050).map(|i| format!("s3://bucket/set/{i:05}.tar")).collect();
+        assert_eq!(locations, expected);
+        assert!(found.iter().all(|s| s.facts.as_ref().is_some_and(|f| f.bytes == 1)));
+        assert_eq!(double.faults().fired()["status"], 1);
+        let error = shards("s3://bucket/none/", Path::new("/"), &store).expect_err("nothing there");
+        assert_eq!(error.exit(), argosy_common::exit::Exit::NotFound);
+    }
+
+    #[test]
+    fn address_that_names_no_shards_is_refused() {
+        let store = Store::new(RetryPolicy::default()).expect("a store");
+        for bad in ["s3://bucket/set", "http://127.0.0.1:1/set/", "ftp://host/0.tar/"] {
+            assert!(shards(bad, Path::new("/"), &store).is_err(), "{bad}");
+        }
+        let found = shards("s3://b/{0..1}.tar::/x/{2..2}.tar", Path::new("/"), &store);
+        assert!(found.is_err(), "the second part is a file that is missing");
+    }
 
     #[test]
     fn braces_of_every_kind_expand_as_in_a_shell() {
@@ -224,17 +347,17 @@ mod tests {
     fn shards_missing_are_named_with_exit_not_found() {
         let dir = tempfile::tempdir().expect("a folder");
         std::fs::write(dir.path().join("0.tar"), b"").expect("written");
-        let found = shards("{0..0}.tar", dir.path()).expect("there");
+        let found = named("{0..0}.tar", dir.path()).expect("there");
         assert_eq!(found.len(), 1);
         for text in ["nowhere", "{0..2}.tar", "none.tar"] {
-            let error = shards(text, dir.path()).expect_err("missing");
+            let error = named(text, dir.path()).expect_err("missing");
             assert_eq!(error.exit(), argosy_common::exit::Exit::NotFound, "{error}");
         }
-        let text = shards("{0..2}.tar", dir.path()).expect_err("missing").to_string();
+        let text = named("{0..2}.tar", dir.path()).expect_err("missing").to_string();
         assert!(text.contains("1.tar") && text.contains("2 of the 3"), "{text}");
         let empty = dir.path().join("empty");
         std::fs::create_dir(&empty).expect("made");
-        let text = shards("empty", dir.path()).expect_err("no shard in it").to_string();
+        let text = named("empty", dir.path()).expect_err("no shard in it").to_string();
         assert!(text.contains("*.tar") && text.contains("empty"), "{text}");
     }
 
@@ -244,7 +367,7 @@ mod tests {
         for name in ["b.tar", "a.tar", "notes.txt", "c.tar.idx"] {
             std::fs::write(dir.path().join(name), b"").expect("written");
         }
-        let found = shards(".", dir.path()).expect("two shards");
+        let found = named(".", dir.path()).expect("two shards");
         let names: Vec<_> = found.iter().map(|f| f.rsplit('/').next().unwrap_or_default()).collect();
         assert_eq!(names, ["a.tar", "b.tar"]);
     }

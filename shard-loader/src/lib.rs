@@ -16,6 +16,7 @@ pub mod eval;
 pub mod expand;
 pub mod index;
 pub mod loader;
+pub mod manifest;
 pub mod resize;
 pub mod sample;
 pub mod store;

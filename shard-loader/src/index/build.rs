@@ -2,9 +2,9 @@
 
 use super::{Body, Index, ShardEntry, SourceEntry};
 use crate::error::DataError;
-use crate::expand;
+use crate::expand::{self, NamedShard};
 use crate::sample::{Group, Grouper, Keys};
-use crate::store::Store;
+use crate::store::{ReadRequest, RetryPolicy, Store};
 use crate::tar::{ReadAt, Walker};
 use argosy_common::config::{DataConfig, Source};
 use bytes::Bytes;
@@ -97,9 +97,12 @@ impl ReadAt for ChunkedShard<'_> {
         if range.start < held.start || range.end > held.end {
             let end = (range.start + CHUNK_BYTES).max(range.end).min(self.entry.bytes);
             let e = self.entry;
-            self.chunk = self
-                .store
-                .read(&e.location, range.start..end, e.bytes, e.etag.as_deref())?;
+            self.chunk = self.store.read(&ReadRequest {
+                location: &e.location,
+                range: range.start..end,
+                bytes: e.bytes,
+                etag: e.etag.as_deref(),
+            })?;
             self.chunk_start = range.start;
         }
         let from = (range.start - self.chunk_start) as usize;
@@ -120,12 +123,13 @@ pub fn build(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(Index, BuildReport), DataError> {
     let keys = Keys::new(&config.image_key, &config.text_key);
-    let listed: Vec<Vec<String>> = sources
+    let store = Store::new(RetryPolicy::default())?;
+    let listed: Vec<Vec<NamedShard>> = sources
         .iter()
-        .map(|s| expand::shards(&s.shards, base))
+        .map(|s| expand::shards(&s.shards, base, &store))
         .collect::<Result<_, _>>()?;
-    let flat: Vec<&String> = listed.iter().flatten().collect();
-    let mut entries = read_all(&flat, &keys, config.threads, progress)?.into_iter();
+    let flat: Vec<&NamedShard> = listed.iter().flatten().collect();
+    let mut entries = read_all(&store, &flat, &keys, config.threads, progress)?.into_iter();
     let body = Body {
         image_key: config.image_key.clone(),
         text_key: config.text_key.clone(),
@@ -187,9 +191,10 @@ fn report_of(body: &Body) -> BuildReport {
     report
 }
 
-/// Walks every shard; the result is in the order of `locations` whatever thread was first.
+/// Walks every shard; the result is in the order of `shards` whatever thread was first.
 fn read_all(
-    locations: &[&String],
+    store: &Store,
+    shards: &[&NamedShard],
     keys: &Keys,
     threads: usize,
     progress: &(dyn Fn(Progress) + Sync),
@@ -197,21 +202,20 @@ fn read_all(
     let next = AtomicUsize::new(0);
     let state = Mutex::new((
         Progress {
-            shards_total: locations.len(),
+            shards_total: shards.len(),
             ..Progress::default()
         },
         Vec::new(),
         None,
     ));
-    let store = Store::local()?;
     // Threads of our own: `Store` blocks, and a caller may be asynchronous.
     std::thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, locations.len().max(1)) {
+        for _ in 0..threads.clamp(1, shards.len().max(1)) {
             scope.spawn(|| {
                 loop {
                     let i = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(location) = locations.get(i) else { return };
-                    let entry = read_shard(&store, location, keys);
+                    let Some(shard) = shards.get(i) else { return };
+                    let entry = read_shard(store, shard, keys);
                     let Ok(mut guard) = state.lock() else { return };
                     let (so_far, entries, failed) = &mut *guard;
                     match entry {
@@ -244,10 +248,13 @@ fn read_all(
     Ok(entries.into_iter().map(|(_, entry)| entry).collect())
 }
 
-fn read_shard(store: &Store, location: &str, keys: &Keys) -> Result<ShardEntry, DataError> {
-    let facts = store.facts(location)?;
+fn read_shard(store: &Store, named: &NamedShard, keys: &Keys) -> Result<ShardEntry, DataError> {
+    let facts = match &named.facts {
+        Some(facts) => facts.clone(),
+        None => store.facts(&named.location)?,
+    };
     let entry = ShardEntry {
-        location: location.to_owned(),
+        location: named.location.clone(),
         bytes: facts.bytes,
         etag: facts.etag,
         modified_ms: facts.modified_ms,

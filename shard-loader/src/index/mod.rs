@@ -10,6 +10,7 @@ mod tests;
 pub use build::{BuildConfig, BuildReport, DamagedShard, Progress, build};
 
 use crate::error::DataError;
+use crate::store::ReadRequest;
 use argosy_common::ids::SampleId;
 use argosy_common::shape::SourceShape;
 use rkyv::util::AlignedVec;
@@ -76,6 +77,19 @@ pub struct RowPlace<'a> {
     pub etag: Option<&'a str>,
     /// The row's bytes: headers and data of all its members.
     pub range: Range<u64>,
+}
+
+impl<'a> RowPlace<'a> {
+    /// The request for bytes `range` of its shard.
+    #[must_use]
+    pub fn read(&self, range: Range<u64>) -> ReadRequest<'a> {
+        ReadRequest {
+            location: self.location,
+            range,
+            bytes: self.shard_bytes,
+            etag: self.etag,
+        }
+    }
 }
 
 /// What an index knows of one shard.

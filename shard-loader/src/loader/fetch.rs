@@ -185,7 +185,7 @@ impl Fetcher {
             .ok_or_else(|| blocked("?", format!("the index lacks {sample}")))?;
         let bytes = self
             .store
-            .read(place.location, range.clone(), place.shard_bytes, place.etag)
+            .read(&place.read(range.clone()))
             .map_err(|e| blocked(place.location, e.to_string()))?;
         self.counters.read(bytes.len() as u64);
         Ok(bytes)

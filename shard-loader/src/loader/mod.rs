@@ -12,7 +12,7 @@ pub use stats::LoaderStats;
 use crate::batch::LaneBatch;
 use crate::error::{DataError, LoaderError};
 use crate::index::Index;
-use crate::store::Store;
+use crate::store::{RetryPolicy, Store};
 use argosy_common::config::DataConfig;
 use argosy_common::shape::RunShape;
 use fetch::{Fetcher, RawLane};
@@ -113,7 +113,7 @@ impl Loader {
             let why = "the run's shape does not belong to this index; was the index made again since the run began?";
             return Err(DataError::Config(why.into()));
         }
-        let store = Store::local()?;
+        let store = Store::new(RetryPolicy::default())?;
         let counters = Arc::new(Counters::default());
         let inner = Arc::new(Inner {
             state: Mutex::new(State::default()),

@@ -157,7 +157,7 @@ impl Preparer {
         };
         let (range, shard) = (place.range.clone(), place.location);
         self.store
-            .read(shard, range.clone(), place.shard_bytes, place.etag)
+            .read(&place.read(range.clone()))
             .map_err(|e| LoaderError::LaneBlocked {
                 lane,
                 shard: shard.to_owned(),

@@ -1,0 +1,54 @@
+//! What lies under a prefix, and small objects read whole.
+
+use super::reader::ReadError;
+use super::{ObjectFacts, ReadRequest, Store, explain, facts_of, place};
+use crate::error::DataError;
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use object_store::ObjectMeta;
+use std::collections::BTreeMap;
+
+impl Store {
+    /// Every object under a prefix, by location. A store may name a key twice or out of order; the answer does not.
+    ///
+    /// # Errors
+    /// As [`Store::facts`]; [`DataError::Config`] for `http://` addresses, which cannot be listed.
+    pub fn list(&self, prefix: &str) -> Result<BTreeMap<String, ObjectFacts>, DataError> {
+        let place = place::place(prefix)?;
+        if place.root.starts_with("http") {
+            return Err(DataError::Config(format!(
+                "{prefix}: an http server cannot be asked what it holds; give a pattern like {{00000..00041}}.tar or a manifest file"
+            )));
+        }
+        let root = self.root(&place)?;
+        let reader = self.reader(&root, &place);
+        let listed: Result<Vec<ObjectMeta>, ReadError> = self.wait(reader.retrying(&place.key, || async {
+            root.objects.list(Some(&place.key)).try_collect().await
+        }))?;
+        let listed = listed.map_err(|e| explain(prefix, e))?;
+        Ok(listed
+            .iter()
+            .map(|meta| (format!("{}/{}", place.root, meta.location), facts_of(meta)))
+            .collect())
+    }
+
+    /// A whole object of at most `bytes_max` bytes.
+    ///
+    /// # Errors
+    /// As [`Store::read`]; [`DataError::Io`] for a larger one.
+    pub fn read_small(&self, location: &str, bytes_max: u64) -> Result<Bytes, DataError> {
+        let facts = self.facts(location)?;
+        if facts.bytes > bytes_max {
+            return Err(DataError::Io {
+                file: location.to_owned(),
+                error: format!("{} bytes, at most {bytes_max} are read of such a file", facts.bytes),
+            });
+        }
+        self.read(&ReadRequest {
+            location,
+            range: 0..facts.bytes,
+            bytes: facts.bytes,
+            etag: facts.etag.as_deref(),
+        })
+    }
+}
