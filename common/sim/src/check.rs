@@ -207,7 +207,10 @@ impl<R: Rules> World<R> {
                     format!("{generation} from {name}")
                 });
             }
-            Record::RunCreated { .. } | Record::CheckpointOpened { .. } | Record::RunFinished { .. } => {}
+            Record::Quarantined { .. }
+            | Record::RunCreated { .. }
+            | Record::CheckpointOpened { .. }
+            | Record::RunFinished { .. } => {}
         }
     }
 

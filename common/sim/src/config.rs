@@ -29,6 +29,12 @@ pub struct Config {
     pub failure_budget_ms: Ms,
     /// Undisturbed length of a step.
     pub step_ms: Ms,
+    /// Steps need a lease (rule G5).
+    pub leases: bool,
+    /// So long workers keep their state without a coordinator (rule G9); 0: they end at once.
+    pub orphan_max_ms: Ms,
+    /// So long a worker that is asked to leave stays for a boundary (rule G13); 0: it ends at once.
+    pub grace_ms: Ms,
     /// A worker may notice a broken stream long after its coordinator did, and train on meanwhile.
     pub late_members: bool,
     /// How many faults, of which kinds.
@@ -55,6 +61,9 @@ impl Default for Config {
             parts: 3,
             failure_budget_ms: 2_000,
             step_ms: 50,
+            leases: false,
+            orphan_max_ms: 0,
+            grace_ms: 0,
             late_members: false,
             faults: 6,
             kinds: Vec::new(),

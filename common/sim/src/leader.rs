@@ -75,6 +75,12 @@ impl<R: Rules> Coordinator<R> {
         self.brain.as_ref().map(Conductor::observe)
     }
 
+    /// A worker comes with an id of its own.
+    pub(crate) fn returns(&mut self, worker: WorkerId) -> WorkerId {
+        self.next_worker = self.next_worker.max(worker.0);
+        worker
+    }
+
     /// The id of a worker that comes by itself.
     pub(crate) fn next_worker(&mut self) -> WorkerId {
         self.next_worker += 1;

@@ -6,7 +6,7 @@ use crate::queue::Ms;
 use crate::world::{Ev, SEED_BITS, Session, World};
 use argosy_common::conductor::Event;
 use argosy_common::events::{FromWorker, ToWorker};
-use argosy_common::follower;
+use argosy_common::follower::{self, Follower};
 use argosy_common::ids::{StateName, WorkerId};
 use argosy_common::rules::Rules;
 
@@ -53,14 +53,18 @@ impl<R: Rules> World<R> {
                 && !self.net.is_cut(there, node, now)
         });
         let Some(leader) = reached else {
+            if p.worker.is_some() {
+                return self.follow(process, follower::Event::Unreachable);
+            }
             self.queue.after(200, Ev::Connect { process });
             return;
         };
         let coordinator = &mut self.coordinators[leader.coordinator];
-        let worker = match p.reserved {
-            Some((worker, _)) => worker,
-            None => coordinator.next_worker(),
+        let worker = match (p.worker, p.reserved) {
+            (Some(worker), _) | (None, Some((worker, _))) => coordinator.returns(worker),
+            (None, None) => coordinator.next_worker(),
         };
+        let first = p.worker.is_none();
         let session = self.sessions.len();
         self.sessions.push(Session {
             process,
@@ -82,10 +86,27 @@ impl<R: Rules> World<R> {
                 format!("p{process} is {worker} of c{}", leader.coordinator)
             });
         self.tell(leader.coordinator, Event::WorkerConnected { worker });
+        if first {
+            self.processes[process].follower = Follower::new(self.follower_settings(worker));
+        }
+        self.follow(process, follower::Event::Welcomed { term: leader.term });
+        if !first {
+            return;
+        }
         let beat = (self.config.failure_budget_ms / 5).max(50);
         self.queue.after(beat, Ev::Beat { process });
         let warm = 50 + self.draws.below(400);
         self.queue.after(warm, Ev::Warm { process });
+    }
+
+    fn follower_settings(&self, worker: WorkerId) -> follower::Settings {
+        follower::Settings {
+            worker: worker.0,
+            seed: self.shape.seed,
+            leases: self.config.leases,
+            orphan_max_ms: self.config.orphan_max_ms,
+            grace_ms: self.config.grace_ms,
+        }
     }
 
     pub(crate) fn warmed_up(&mut self, process: usize) {
@@ -272,8 +293,11 @@ impl<R: Rules> World<R> {
         if !self.processes[process].alive {
             return;
         }
-        for command in self.processes[process].follower.step(event) {
+        let now = self.now() + self.processes[process].clock;
+        for command in self.processes[process].follower.step(event, now) {
             match command {
+                follower::Command::Lease { generation, until } => self.leased(process, generation, until),
+                follower::Command::Reconnect { after_ms } => self.queue.after(after_ms, Ev::Connect { process }),
                 follower::Command::Tell(message) => self.send_up(process, message),
                 follower::Command::Order(order) => self.order(process, order),
                 follower::Command::AbortCollective { generation } => self.cut_off(process, generation, None),
@@ -286,6 +310,17 @@ impl<R: Rules> World<R> {
                 }
             }
         }
+        let p = &mut self.processes[process];
+        let due = p.follower.next_deadline().map(|(at, _)| at - p.clock.min(at));
+        if let Some(at) = due.filter(|at| p.armed.is_none_or(|armed| armed > *at)) {
+            p.armed = Some(at);
+            self.queue.at(at, Ev::FollowerTick { process });
+        }
+    }
+
+    pub(crate) fn follower_ticked(&mut self, process: usize) {
+        self.processes[process].armed = None;
+        self.follow(process, follower::Event::Ticked);
     }
 
     /// SIGKILL.

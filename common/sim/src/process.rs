@@ -3,7 +3,7 @@
 use crate::queue::Ms;
 use argosy_common::events::PartInfo;
 use argosy_common::follower::Follower;
-use argosy_common::ids::{StateName, WorkerId};
+use argosy_common::ids::{Generation, StateName, WorkerId};
 use argosy_common::plan::Plan;
 use argosy_common::rules::{Fence, Rules};
 use std::collections::VecDeque;
@@ -80,6 +80,8 @@ pub(crate) enum At {
     Connecting,
     /// Waits for orders.
     Formed,
+    /// The step is complete, but there is no lease to apply it under.
+    Unleased,
     /// In a step.
     In(Stage),
 }
@@ -142,6 +144,8 @@ pub(crate) struct Trainer {
     pub(crate) checkpoint: Option<CopyOrder>,
     /// Work scheduled under another token is over.
     pub(crate) token: u64,
+    /// It may apply in this generation until then, by its process's clock (rule G5).
+    pub(crate) lease: (Generation, Ms),
     /// States it held before, newest last.
     pub(crate) history: VecDeque<(StateName, u64)>,
 }
@@ -150,6 +154,10 @@ pub(crate) struct Trainer {
 #[derive(Debug)]
 pub(crate) struct Process<R: Rules> {
     pub(crate) alive: bool,
+    /// What its clock is ahead of the world's.
+    pub(crate) clock: Ms,
+    /// When its follower is ticked next.
+    pub(crate) armed: Option<Ms>,
     pub(crate) asleep_until: Ms,
     pub(crate) slow_until: Ms,
     pub(crate) stuck_until: Ms,
@@ -169,6 +177,8 @@ impl<R: Rules> Process<R> {
     pub(crate) fn new(name: StateName, bits: u64) -> Self {
         Self {
             alive: true,
+            clock: 0,
+            armed: None,
             asleep_until: 0,
             slow_until: 0,
             stuck_until: 0,
@@ -183,6 +193,7 @@ impl<R: Rules> Process<R> {
                 inside: None,
                 checkpoint: None,
                 token: 0,
+                lease: (Generation(0), 0),
                 history: VecDeque::new(),
             },
             frames: VecDeque::new(),

@@ -53,7 +53,11 @@ impl<R: Rules> World<R> {
                     self.copy_if_due(process);
                 }
             }
-            TrainerOrder::Quit => {}
+            TrainerOrder::Prime { generation, lanes, .. } => {
+                let primed = FromWorker::Primed { generation, lanes };
+                self.follow(process, Event::Passed(primed));
+            }
+            TrainerOrder::EmergencyCopy | TrainerOrder::Quit => {}
         }
     }
 
@@ -333,7 +337,7 @@ impl<R: Rules> World<R> {
                 Some(exchange) => exchange,
                 None => return,
             },
-            At::Healing { .. } | At::Formed => return,
+            At::Healing { .. } | At::Formed | At::Unleased => return,
         };
         let step = p.trainer.name.step;
         let Some(frames) = p.exchange_frames(exchange, step) else {
@@ -370,8 +374,29 @@ impl<R: Rules> World<R> {
                 if sum != world {
                     return self.halt(process, Some("the sentinel's sum is not the number of ranks".into()));
                 }
-                self.work(process, Stage::Apply);
+                self.apply_if_leased(process);
             }
+        }
+    }
+
+    /// Behind a complete sentinel: APPLY, if the step lease allows it; else waits in place (rule G5).
+    fn apply_if_leased(&mut self, process: usize) {
+        let p = &mut self.processes[process];
+        let now = self.queue.now() + p.clock;
+        let (leased, until) = p.trainer.lease;
+        let Some(inside) = &mut p.trainer.inside else { return };
+        if !self.config.leases || R::lease_allows(leased, inside.plan.generation, until, now) {
+            return self.work(process, Stage::Apply);
+        }
+        inside.at = At::Unleased;
+    }
+
+    /// The follower has a lease for its trainer, or takes one away.
+    pub(crate) fn leased(&mut self, process: usize, generation: Generation, until: Ms) {
+        let trainer = &mut self.processes[process].trainer;
+        trainer.lease = (generation, until);
+        if trainer.inside.as_ref().is_some_and(|i| i.at == At::Unleased) {
+            self.apply_if_leased(process);
         }
     }
 
@@ -555,7 +580,7 @@ impl<R: Rules> World<R> {
         };
         let waits = match &inside.at {
             At::Healing { .. } => cause.is_none(),
-            At::Connecting => true,
+            At::Connecting | At::Unleased => true,
             At::Formed => false,
             At::In(stage) => stage.exchange().is_some(),
         };

@@ -46,6 +46,9 @@ pub(crate) enum Ev {
     Beat {
         process: usize,
     },
+    FollowerTick {
+        process: usize,
+    },
     Down {
         session: usize,
         message: Box<ToWorker>,
@@ -287,6 +290,7 @@ impl<R: Rules> World<R> {
             Ev::Connect { process } => self.connect(process),
             Ev::Warm { process } => self.warmed_up(process),
             Ev::Beat { process } => self.beat(process),
+            Ev::FollowerTick { process } => self.follower_ticked(process),
             Ev::Down {
                 session,
                 message,
@@ -344,6 +348,7 @@ impl<R: Rules> World<R> {
         let process = match event {
             Ev::Down { session, .. } | Ev::LostAtProcess { session } => Some(self.sessions[*session].process),
             Ev::Beat { process }
+            | Ev::FollowerTick { process }
             | Ev::Warm { process }
             | Ev::WorkDone { process, .. }
             | Ev::HealDone { process, .. }
