@@ -12,12 +12,14 @@
 //! Total: no input makes it panic, no input is an error. A message of a generation that is over is ignored (rule G6).
 
 mod checkpoint;
+mod divergence;
 mod generation;
 mod seats;
 #[cfg(test)]
 mod tests;
 mod words;
 
+use crate::divergence::StateWatch;
 use crate::events::{FromWorker, Outcome, Record, RunEvent, StepReport, ToWorker};
 use crate::ids::{Generation, StateName, WorkerId};
 use crate::ledger::Ledger;
@@ -93,6 +95,10 @@ pub struct Conductor<R: Rules = Shipped> {
     /// When the brain was last stepped.
     last_step: Tick,
     announced_waiting: Option<(u32, u32)>,
+    /// Compares states of one name (rule N3).
+    states: StateWatch,
+    /// Hold a name whose bits are in doubt: they heal, and nobody heals from them.
+    suspects: BTreeSet<WorkerId>,
 }
 
 /// What follows a durable record.
@@ -147,6 +153,8 @@ impl<R: Rules> Conductor<R> {
             any_update: restored.head.is_some(),
             last_step: 0,
             announced_waiting: None,
+            states: StateWatch::default(),
+            suspects: BTreeSet::new(),
             phase: if restored.finished.is_some() {
                 Phase::Ended
             } else {
@@ -289,7 +297,7 @@ impl<R: Rules> Conductor<R> {
         }
     }
 
-    fn step_done(&mut self, worker: WorkerId, report: StepReport, turn: &mut Turn) {
+    fn step_done(&mut self, worker: WorkerId, mut report: StepReport, turn: &mut Turn) {
         // A planned close lets the last steps before its boundary be made and counted.
         let (Phase::Running { plan } | Phase::Closing { plan, .. }) = &self.phase else {
             return;
@@ -303,10 +311,14 @@ impl<R: Rules> Conductor<R> {
         // A slow step raises the time-outs at once, faster ones lower them little by little.
         self.step_ms = report.step_ms().max(self.step_ms * 0.9);
         let first = report.name.step > self.steps_done;
+        let (name, hashes) = (report.name, std::mem::take(&mut report.state_hashes));
         self.steps_done = self.steps_done.max(report.name.step);
         if first {
             self.any_update |= report.loss.is_some();
             turn.announce(RunEvent::StepDone { report, worker });
+        }
+        if !hashes.is_empty() {
+            self.compare_states(worker, name, hashes, turn);
         }
     }
 

@@ -400,6 +400,15 @@ pub enum RunEvent {
         /// Who.
         worker: WorkerId,
     },
+    /// States of one name were not equal (rule N3).
+    StatesDiffered {
+        /// The name.
+        name: StateName,
+        /// Who heals; all members if no majority was equal.
+        healing: Vec<WorkerId>,
+        /// Who is kept out because it happened before.
+        cordoned: Vec<WorkerId>,
+    },
     /// A worker is no longer counted on.
     WorkerLost {
         /// Who.

@@ -3,6 +3,7 @@
 use crate::actors::conductor::Msg;
 use argosy_common::events::FromWorker;
 use argosy_common::ids::WorkerId;
+use argosy_common::numeric::{NumericClass, THREADS};
 use argosy_rpc::server::{Admission, Doorman, QUEUE};
 use argosy_rpc::{Hello, Welcome};
 use ractor::ActorRef;
@@ -21,7 +22,7 @@ struct Known {
     /// Ids that were used; one id is one life.
     used: BTreeSet<WorkerId>,
     /// The run's numeric class: that of the first worker (rule N2).
-    numeric_class: Option<String>,
+    numeric_class: Option<NumericClass>,
 }
 
 /// Keeps the door.
@@ -65,7 +66,7 @@ impl Guests {
 
     // A status is what the session answers with, whatever its size.
     #[allow(clippy::result_large_err)]
-    fn enter(&self, hello: &Hello, past: WorkerId) -> Result<(), Status> {
+    fn enter(&self, hello: &Hello, class: &NumericClass, past: WorkerId) -> Result<(), Status> {
         let mut known = self.known();
         let worker = hello.worker;
         if worker <= past || known.used.contains(&worker) {
@@ -78,17 +79,13 @@ impl Guests {
                 "worker id {worker} is not expected: this coordinator starts its workers itself"
             )));
         }
-        if let Some(class) = known
-            .numeric_class
-            .as_ref()
-            .filter(|class| **class != hello.numeric_class)
-        {
+        if let Some(difference) = known.numeric_class.as_ref().and_then(|run| run.difference(class)) {
             return Err(Status::failed_precondition(format!(
-                "worker {worker} is of numeric class `{}`, this run of `{class}`: use the same device, build and threads",
-                hello.numeric_class
+                "worker {worker} computes other bits than this run: {difference}; use the same device, build, threads and \
+                 precision on all workers"
             )));
         }
-        known.numeric_class.get_or_insert_with(|| hello.numeric_class.clone());
+        known.numeric_class.get_or_insert_with(|| class.clone());
         known.expected.remove(&worker);
         known.used.insert(worker);
         Ok(())
@@ -104,12 +101,22 @@ impl Door {
             guests,
         }
     }
+
+    /// The class that the worker will be of with what the welcome tells it.
+    fn effective_class(&self, hello: &Hello) -> NumericClass {
+        let class = NumericClass::parse(&hello.numeric_class);
+        match self.welcome.torch_threads {
+            0 => class,
+            threads => class.told(THREADS, threads.to_string()),
+        }
+    }
 }
 
 #[tonic::async_trait]
 impl Doorman for Door {
     async fn admit(&self, hello: Hello) -> Result<Admission, Status> {
-        self.guests.enter(&hello, self.past)?;
+        let class = self.effective_class(&hello);
+        self.guests.enter(&hello, &class, self.past)?;
         let worker = hello.worker;
         let (to_worker, outgoing) = mpsc::channel(QUEUE);
         let (incoming, words) = mpsc::channel(QUEUE);
@@ -120,7 +127,7 @@ impl Doorman for Door {
         if self.conductor.cast(connected).is_err() {
             return Err(Status::unavailable("the run is over"));
         }
-        tracing::info!(%worker, pid = hello.pid, class = hello.numeric_class, "a worker connected");
+        tracing::info!(%worker, pid = hello.pid, %class, "a worker connected");
         tokio::spawn(carry(worker, words, self.conductor.clone()));
         Ok(Admission {
             welcome: self.welcome.clone(),
@@ -143,4 +150,26 @@ async fn carry(worker: WorkerId, mut words: mpsc::Receiver<FromWorker>, conducto
         }
     }
     let _ = conductor.cast(Msg::Disconnected { worker });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_of_another_numeric_class_is_refused_with_the_word_that_differs() {
+        let guests = Guests::new(false);
+        let enter = |worker: u32, class: &str| {
+            let hello = Hello {
+                worker: WorkerId(worker),
+                pid: 1,
+                numeric_class: class.into(),
+            };
+            guests.enter(&hello, &NumericClass::parse(class), WorkerId(0))
+        };
+        enter(1, "device=cpu threads=2").unwrap();
+        let refused = enter(2, "device=cpu threads=4").unwrap_err();
+        assert!(refused.message().contains("threads 4, this run has 2"), "{refused}");
+        enter(2, "device=cpu threads=2").unwrap();
+    }
 }

@@ -79,7 +79,13 @@ impl<R: Rules> Conductor<R> {
     }
 
     /// Begins to close the current generation, if there is one. `gone` cannot answer any more.
-    fn leave_generation(&mut self, gone: Option<WorkerId>, reason: &str, after_step: Option<u64>, turn: &mut Turn) {
+    pub(super) fn leave_generation(
+        &mut self,
+        gone: Option<WorkerId>,
+        reason: &str,
+        after_step: Option<u64>,
+        turn: &mut Turn,
+    ) {
         let (plan, mut awaiting, acknowledged, was_asked) = match &self.phase {
             Phase::Running { plan } | Phase::Forming { plan, .. } => {
                 let awaiting = plan
@@ -152,6 +158,8 @@ impl<R: Rules> Conductor<R> {
         }
         turn.announce(RunEvent::GenerationActivated { generation });
         self.steps_done = base.step;
+        self.states.begin_generation();
+        self.suspects.retain(|w| plan.rank_of(*w).is_none());
         self.phase = Phase::Running { plan };
     }
 
@@ -310,6 +318,7 @@ impl<R: Rules> Conductor<R> {
         let counts = |name: &StateName| R::counts(*name, self.floor);
         let best_live = members
             .iter()
+            .filter(|w| !self.suspects.contains(w))
             .filter_map(|w| self.seats.ready_at(*w))
             .map(|(_, n)| n)
             .filter(counts)
@@ -342,7 +351,7 @@ impl<R: Rules> Conductor<R> {
             Some(Member {
                 worker: *worker,
                 addr: addr.to_string(),
-                heals: !R::holds(name, base),
+                heals: !R::holds(name, base) || self.suspects.contains(worker),
             })
         };
         let members: Vec<Member> = members.iter().filter_map(seat).collect();

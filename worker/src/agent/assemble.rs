@@ -7,7 +7,9 @@ use crate::trainer::failpoint::FAILPOINT_VARIABLE;
 use crate::trainer::{Aborts, Emit, Failpoint, Setup, Trainer};
 use argosy_common::config;
 use argosy_common::exit::Exit;
+use argosy_common::hash::digest64;
 use argosy_common::ids::WorkerId;
+use argosy_common::numeric::{self, NumericClass};
 use argosy_common::shape::RunShape;
 use argosy_rpc::Welcome;
 use argosy_shard_loader::{DataError, Index, Loader, LoaderConfig};
@@ -81,17 +83,18 @@ fn failpoint(worker: WorkerId, run_dir: &Path) -> Result<Failpoint, (Exit, Strin
     }
 }
 
-/// What must be equal for sums to be (rule N2): device, processor capability, libtorch's interface, precision.
-pub(super) fn numeric_class() -> String {
-    #[cfg(target_arch = "x86_64")]
-    let capability = if std::arch::is_x86_feature_detected!("avx512f") {
-        "avx512"
-    } else if std::arch::is_x86_feature_detected!("avx2") {
-        "avx2"
-    } else {
-        "base"
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    let capability = "base";
-    format!("cpu {} {capability} tch-0.24.0 f32", std::env::consts::ARCH)
+/// What this process would compute with if the coordinator told it nothing (rule N2).
+pub(super) fn numeric_class() -> NumericClass {
+    let build = argosy_torch_ext::build();
+    NumericClass::new([
+        ("device", "cpu".into()),
+        ("arch", std::env::consts::ARCH.into()),
+        ("capability", build.capability),
+        (
+            "libtorch",
+            format!("{}-{:08x}", build.version, digest64(build.config.as_bytes()) as u32),
+        ),
+        (numeric::THREADS, tch::get_num_threads().to_string()),
+        (numeric::PRECISION, "fp32".into()),
+    ])
 }

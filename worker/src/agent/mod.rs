@@ -49,7 +49,7 @@ pub async fn join(options: JoinOptions) -> Result<Exit, (Exit, String)> {
     let hello = Hello {
         worker: options.worker,
         pid: std::process::id(),
-        numeric_class: assemble::numeric_class(),
+        numeric_class: assemble::numeric_class().to_string(),
     };
     let session = argosy_rpc::connect(&options.endpoint, token.trim(), hello)
         .await

@@ -5,10 +5,12 @@
 #include <exception>
 #include <vector>
 
+#include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/headeronly/version.h>
 
 namespace {
 
@@ -45,6 +47,13 @@ template <typename F> char *guarded(F &&body) noexcept {
 extern "C" {
 
 void argosy_ext_free(char *message) { std::free(message); }
+
+char *argosy_ext_build(int what, char **out) {
+  return guarded([&] {
+    const std::string text = what == 0 ? TORCH_VERSION : what == 1 ? at::get_cpu_capability() : at::show_config();
+    *out = copy_message(text.c_str());
+  });
+}
 
 char *argosy_ext_backward(at::Tensor *const *outputs, at::Tensor *const *upstream, size_t n) {
   return guarded([&] { torch::autograd::backward(list(outputs, n), list(upstream, n)); });

@@ -10,6 +10,8 @@ class Tensor;
 
 extern "C" {
 void argosy_ext_free(char *message);
+// 0: version, 1: processor capability in use, 2: configuration; `out` is made by malloc.
+char *argosy_ext_build(int what, char **out);
 char *argosy_ext_backward(at::Tensor *const *outputs, at::Tensor *const *upstream, size_t n);
 char *argosy_ext_set_grad(at::Tensor *leaf, at::Tensor *grad);
 char *argosy_ext_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads, at::Tensor *const *exp_avg,

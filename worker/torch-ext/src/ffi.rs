@@ -2,13 +2,14 @@
 #![allow(unsafe_code)] // the C++ border
 
 use crate::{AdamWHyper, ExtError, Result};
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_int};
 
 /// `at::Tensor*`, as tch hands it out.
 pub(crate) type RawTensor = *mut torch_sys::C_tensor;
 
 unsafe extern "C" {
     fn argosy_ext_free(message: *mut c_char);
+    fn argosy_ext_build(what: c_int, out: *mut *mut c_char) -> *mut c_char;
     fn argosy_ext_backward(outputs: *const RawTensor, upstream: *const RawTensor, n: usize) -> *mut c_char;
     fn argosy_ext_set_grad(leaf: RawTensor, grad: RawTensor) -> *mut c_char;
     fn argosy_ext_fused_adamw(
@@ -42,6 +43,23 @@ fn check(call: &'static str, message: *mut c_char) -> Result<()> {
         call,
         message: text.lines().next().unwrap_or_default().to_owned(),
     })
+}
+
+/// See `cpp/shim.h`.
+pub(crate) fn build(what: c_int) -> Result<String> {
+    let mut out = std::ptr::null_mut();
+    // SAFETY: a place to write one pointer to.
+    check("build", unsafe { argosy_ext_build(what, &raw mut out) })?;
+    if out.is_null() {
+        return Ok(String::new());
+    }
+    // SAFETY: without an error `out` is a zero-terminated string from malloc that is ours; it is read before it is freed.
+    let text = unsafe {
+        let text = CStr::from_ptr(out).to_string_lossy().into_owned();
+        argosy_ext_free(out);
+        text
+    };
+    Ok(text)
 }
 
 pub(crate) fn backward(outputs: &[RawTensor], upstream: &[RawTensor]) -> Result<()> {

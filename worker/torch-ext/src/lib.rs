@@ -22,6 +22,29 @@ pub struct ExtError {
 /// Result of a call into libtorch.
 pub type Result<T> = std::result::Result<T, ExtError>;
 
+/// Which libtorch this is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Build {
+    /// Its version.
+    pub version: String,
+    /// The processor's instruction set that its kernels use here (`ATEN_CPU_CAPABILITY` lowers it).
+    pub capability: String,
+    /// Compiler, flags and libraries it was built with.
+    pub config: String,
+}
+
+/// The libtorch in use.
+#[must_use]
+pub fn build() -> Build {
+    // None of these can fail; an empty word differs from every other build's.
+    let [version, capability, config] = [0, 1, 2].map(|what| ffi::build(what).unwrap_or_default());
+    Build {
+        version,
+        capability,
+        config,
+    }
+}
+
 /// Runs the backward pass from `outputs` with the given upstream gradients (same shapes, pairwise) and adds into the
 /// `.grad` of every leaf reached.
 ///
@@ -105,6 +128,16 @@ fn same_len(call: &'static str, first: usize, others: &[usize]) -> Result<()> {
 mod tests {
     use super::*;
     use tch::Kind;
+
+    #[test]
+    fn build_names_version_and_capability() {
+        let build = build();
+        assert!(build.version.starts_with("2.11"), "{build:?}");
+        assert!(
+            !build.capability.is_empty() && build.config.contains("C++"),
+            "{build:?}"
+        );
+    }
 
     #[test]
     fn backward_with_upstream_gradients_adds_into_the_given_buffer() {

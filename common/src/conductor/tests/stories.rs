@@ -114,6 +114,10 @@ impl Story {
     }
 
     fn done(&mut self, worker: u32, step: u64, generation: u64) {
+        self.done_with(worker, step, generation, Vec::new());
+    }
+
+    fn done_with(&mut self, worker: u32, step: u64, generation: u64, state_hashes: Vec<u64>) {
         let name = StateName {
             step,
             applied_gen: Generation(generation),
@@ -121,6 +125,7 @@ impl Story {
         let report = StepReport {
             generation: Generation(generation),
             name,
+            state_hashes,
             ..StepReport::default()
         };
         self.tell(Event::Said {
@@ -407,4 +412,63 @@ fn messages_of_an_old_generation_change_nothing() {
         },
     });
     assert_eq!(story.conductor.observe(), before);
+}
+
+/// Members of the last plan that heal.
+fn healing(story: &Story) -> Vec<u32> {
+    let plan = story.last_plan();
+    plan.members.iter().filter(|m| m.heals).map(|m| m.worker.0).collect()
+}
+
+#[test]
+fn member_whose_state_differs_from_the_majority_heals_and_the_second_time_is_kept_out() {
+    let mut story = Story::two_running();
+    story.ready(3, StateName::INITIAL);
+    (1..=2).for_each(|w| story.close(w, 1, name(2, 1)));
+    story.all_formed();
+    let mut at = name(2, 2);
+    for (generation, expected) in [(2, vec![2]), (3, vec![])] {
+        at.step += 2;
+        for (worker, hash) in [(1, 7), (2, 8), (3, 7)] {
+            story.done_with(worker, at.step, generation, vec![1, hash]);
+        }
+        at.applied_gen = Generation(generation);
+        (1..=3).for_each(|w| story.close(w, generation, at));
+        let plan = story.last_plan();
+        assert_eq!(plan.generation, Generation(generation + 1));
+        assert_eq!((plan.base, &plan.source), (at, &StateSource::Peers));
+        assert_eq!(healing(&story), expected, "generation {generation}");
+        story.all_formed();
+    }
+    assert!(story.dismissed.contains(&WorkerId(2)) && story.last_plan().rank_of(WorkerId(2)).is_none());
+    // Who healed is a holder like any other.
+    assert!(story.outcome.is_none());
+}
+
+#[test]
+fn states_without_a_majority_all_go_back_and_at_last_the_run_fails() {
+    let mut story = Story::two_running();
+    for generation in 1..=4 {
+        assert!(story.outcome.is_none(), "generation {generation}");
+        let step = 3;
+        story.done_with(1, step, generation, vec![7]);
+        story.done_with(2, step, generation, vec![8]);
+        (1..=2).for_each(|w| story.close(w, generation, name(step, generation)));
+        if generation < 4 {
+            let plan = story.last_plan();
+            assert_eq!(
+                (plan.base, plan.source.clone()),
+                (StateName::INITIAL, StateSource::Seed)
+            );
+            assert_eq!(healing(&story), [1, 2]);
+            let resumed = |r: &&Record| matches!(r, Record::Resumed { .. });
+            assert_eq!(
+                story.records.iter().filter(resumed).count() as u64,
+                generation,
+                "names before count no more"
+            );
+            story.all_formed();
+        }
+    }
+    assert!(matches!(&story.outcome, Some(Outcome::Failed { message, .. }) if message.contains("differ")));
 }

@@ -3,7 +3,7 @@
 use crate::out;
 use argosy_common::events::{Outcome, RunEvent, StampedEvent, StepReport};
 use argosy_common::exit::Exit;
-use argosy_common::ids::WorkerId;
+use argosy_common::ids::{StateName, WorkerId};
 use argosy_common::shape::RunShape;
 use argosy_common::steplog::MaskReason;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -252,6 +252,11 @@ impl Progress {
             RunEvent::WorkerSpawned { worker, pid } => format!("{worker} started as process {pid}"),
             RunEvent::WorkerReady { worker } => format!("{worker} is ready"),
             RunEvent::WorkerLost { worker, reason } => format!("{}: {reason}", warn(&format!("{worker} lost"))),
+            RunEvent::StatesDiffered {
+                name,
+                healing,
+                cordoned,
+            } => states_differed(*name, healing, cordoned),
             RunEvent::WorkerExited { .. } if self.over => return None,
             RunEvent::WorkerExited {
                 worker, code, signal, ..
@@ -346,6 +351,18 @@ impl Summary {
         }
         text
     }
+}
+
+fn states_differed(name: StateName, healing: &[WorkerId], cordoned: &[WorkerId]) -> String {
+    let list = |workers: &[WorkerId]| workers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut line = out::style(&format!("states differ at step {}", name.step), out::YELLOW);
+    if !healing.is_empty() {
+        line += &format!("; {} heal", list(healing));
+    }
+    if !cordoned.is_empty() {
+        line += &format!("; {} for the second time, kept out", list(cordoned));
+    }
+    line
 }
 
 #[cfg(test)]
