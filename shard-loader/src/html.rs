@@ -1,5 +1,6 @@
 //! HTML entities, by the rules of Python's `html.unescape` (those of HTML 5), which OpenCLIP applies twice.
 
+use crate::clean::PAIRS;
 use std::borrow::Cow;
 
 /// Names that stand for their character even without a semicolon, also as the beginning of a longer word.
@@ -101,9 +102,12 @@ fn name(text: &str, out: &mut String) -> usize {
 }
 
 /// The text of an entity by its name.
-fn known(name: &str) -> Option<String> {
+pub(crate) fn known(name: &str) -> Option<String> {
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric()) {
         return None;
+    }
+    if let Ok(at) = PAIRS.binary_search_by_key(&name, |(known, _)| known) {
+        return Some(PAIRS[at].1.to_owned());
     }
     let entity = format!("&{name};");
     let value = html_escape::decode_html_entities(&entity).into_owned();

@@ -38,7 +38,6 @@ pub enum ResizeMode {
 #[derive(Debug, Default)]
 pub struct Transformer {
     resizer: Resizer,
-    resized: Rgb,
 }
 
 impl Transformer {
@@ -52,9 +51,14 @@ impl Transformer {
             augment.ratio,
             &mut draws,
         );
-        self.resizer.resize(picture, crop, side, side, &mut self.resized);
-        color::augment(&mut self.resized.pixels, augment, &mut key.draws(Purpose::Color));
-        copy(&self.resized.pixels, out);
+        let all = Crop {
+            left: 0,
+            top: 0,
+            width: side,
+            height: side,
+        };
+        self.resizer.resize_part(picture, crop, (side, side), all, out);
+        color::augment(out, augment, &mut key.draws(Purpose::Color));
     }
 
     /// The evaluation transform, bit-equal to OpenCLIP's with Pillow 13.0.0. Writes `[side, side, 3]` into `out`.
@@ -71,15 +75,8 @@ impl Transformer {
             height: side,
         };
         self.resizer
-            .resize_part(picture, Crop::whole(picture), (width, height), part, &mut self.resized);
-        copy(&self.resized.pixels, out);
+            .resize_part(picture, Crop::whole(picture), (width, height), part, out);
     }
-}
-
-/// Copies as much as both sides have; they agree for any picture a decoder gives.
-fn copy(from: &[u8], to: &mut [u8]) {
-    let n = from.len().min(to.len());
-    to[..n].copy_from_slice(&from[..n]);
 }
 
 /// Size after the shorter side became `side`: the longer one is cut off, as torchvision's `Resize` does.

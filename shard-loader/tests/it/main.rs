@@ -5,6 +5,7 @@
 )]
 
 mod bad_input;
+mod captions;
 mod goldens;
 mod lanes;
 mod support;
