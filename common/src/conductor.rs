@@ -95,6 +95,8 @@ pub struct Conductor<R: Rules = Shipped> {
     /// When the brain was last stepped.
     last_step: Tick,
     announced_waiting: Option<(u32, u32)>,
+    /// Whether somebody waits to join, for the seats and the generation that were looked at; every event asks.
+    joiners: Option<((u64, Generation), bool)>,
     /// Compares states of one name (rule N3).
     states: StateWatch,
     /// Hold a name whose bits are in doubt: they heal, and nobody heals from them.
@@ -134,7 +136,7 @@ impl<R: Rules> Conductor<R> {
         let ledger = Ledger::new(&settings, &restored);
         Self {
             rules: PhantomData,
-            seats: Seats::new(restored.worker),
+            seats: Seats::new(restored.worker, settings.failure_budget_ms),
             generation: restored.generation,
             lanes: Vec::new(),
             ledger,
@@ -153,6 +155,7 @@ impl<R: Rules> Conductor<R> {
             any_update: restored.head.is_some(),
             last_step: 0,
             announced_waiting: None,
+            joiners: None,
             states: StateWatch::default(),
             suspects: BTreeSet::new(),
             phase: if restored.finished.is_some() {
@@ -227,7 +230,7 @@ impl<R: Rules> Conductor<R> {
             "a pause of our own is noticed",
         );
         let watching = (self.seats.len() > 0).then_some(own_pace);
-        let mut deadlines = vec![self.seats.next_deadline(&self.settings), backing_off, watching];
+        let mut deadlines = vec![self.seats.next_deadline(), backing_off, watching];
         match &self.phase {
             Phase::Closing { deadline, .. } => deadlines.push(Some((*deadline, "members answer the closing"))),
             Phase::Forming { deadline, .. } => deadlines.push(Some((*deadline, "members form"))),

@@ -4,6 +4,7 @@ use crate::ids::{Generation, StateName, Term, WorkerId};
 use crate::quarantine::Quarantined;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::sync::Arc;
 
 /// A worker's place in a generation; its index in [`Plan::members`] is its rank and its place in the ring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +32,8 @@ pub enum StateSource {
     Peers,
 }
 
-/// What one generation does (rule G5). Made by the conductor, durable before anyone hears of it.
+/// What one generation does (rule G5). Made by the conductor, durable before anyone hears of it. Every member gets it, so
+/// its tables are shared: a copy costs the same however large the fleet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The run.
@@ -45,9 +47,9 @@ pub struct Plan {
     /// Where those behind get it.
     pub source: StateSource,
     /// Members in ring order.
-    pub members: Vec<Member>,
+    pub members: Arc<[Member]>,
     /// Owner of each lane, as an index into `members`.
-    pub lanes: Vec<u32>,
+    pub lanes: Arc<[u32]>,
     /// The step `base.step` is passed over by all, for this reason: an APPLY that writes nothing but the name (rule G11).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip: Option<String>,
@@ -66,7 +68,11 @@ impl Plan {
     /// Rank of `worker` in this generation.
     #[must_use]
     pub fn rank_of(&self, worker: WorkerId) -> Option<usize> {
-        self.members.iter().position(|m| m.worker == worker)
+        // Members mostly stand in the order of their ids; ten thousand of them ask this again and again.
+        self.members
+            .binary_search_by_key(&worker, |m| m.worker)
+            .ok()
+            .or_else(|| self.members.iter().position(|m| m.worker == worker))
     }
 
     /// Lanes of the member with rank `rank`, ascending.

@@ -216,9 +216,9 @@ fn encode_plan(plan: Plan) -> proto::Plan {
         StateSource::Manifest { key } => Kind::ManifestKey(key),
         StateSource::Peers => Kind::Peers(proto::Nothing {}),
     };
-    let member = |m: Member| proto::Member {
+    let member = |m: &Member| proto::Member {
         worker: m.worker.0,
-        addr: m.addr,
+        addr: m.addr.clone(),
         heals: m.heals,
     };
     proto::Plan {
@@ -227,8 +227,8 @@ fn encode_plan(plan: Plan) -> proto::Plan {
         term: plan.term.0,
         base: Some(encode_name(plan.base)),
         source: Some(proto::StateSource { kind: Some(kind) }),
-        members: plan.members.into_iter().map(member).collect(),
-        lanes: plan.lanes,
+        members: plan.members.iter().map(member).collect(),
+        lanes: plan.lanes.to_vec(),
         skip: plan.skip.map(cut),
         quarantine: plan.quarantine.into_iter().map(failure::encode_quarantined).collect(),
     }
@@ -271,7 +271,7 @@ fn decode_plan(plan: Option<proto::Plan>) -> Checked<Plan> {
         base: state_name("form.plan.base", plan.base)?,
         source,
         members: plan.members.into_iter().map(member).collect::<Checked<_>>()?,
-        lanes: plan.lanes,
+        lanes: plan.lanes.into(),
         skip: plan.skip.map(|why| text("form.plan.skip", why)).transpose()?,
         quarantine: failure::decode_quarantine(plan.quarantine)?,
     })

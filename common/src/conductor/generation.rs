@@ -7,7 +7,7 @@ use crate::exit::Exit;
 use crate::ids::{Generation, StateName, WorkerId};
 use crate::plan::{Member, Plan, StateSource};
 use crate::rules::Rules;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest wait between two tries when workers keep dying.
 const BACK_OFF_MS_MAX: u64 = 5_000;
@@ -153,7 +153,7 @@ impl<R: Rules> Conductor<R> {
             return;
         }
         let plan = plan.clone();
-        for member in &plan.members {
+        for member in plan.members.iter() {
             turn.send(member.worker, ToWorker::Activate { generation });
         }
         turn.announce(RunEvent::GenerationActivated { generation });
@@ -195,7 +195,7 @@ impl<R: Rules> Conductor<R> {
     /// Loses whoever is overdue.
     pub(super) fn check_deadlines(&mut self, turn: &mut Turn) {
         self.not_before = self.not_before.filter(|tick| *tick > turn.now);
-        for (worker, why) in self.seats.overdue(&self.settings, turn.now) {
+        for (worker, why) in self.seats.overdue(turn.now) {
             self.lose(worker, &format!("too long until {why}"), turn);
         }
         let late: Vec<WorkerId> = match &self.phase {
@@ -238,7 +238,10 @@ impl<R: Rules> Conductor<R> {
         match &self.phase {
             Phase::Waiting => self.form_if_possible(turn),
             Phase::Running { plan } => {
-                let joiners = self.seats.ready().into_iter().any(|w| plan.rank_of(w).is_none());
+                let seen = (self.seats.version(), plan.generation);
+                let known = self.joiners.filter(|(at, _)| *at == seen).map(|(_, any)| any);
+                let joiners = known.unwrap_or_else(|| self.seats.ready().iter().any(|w| plan.rank_of(*w).is_none()));
+                self.joiners = Some((seen, joiners));
                 let room = (plan.members.len() as u32) < self.settings.workers_max;
                 let at_end = self.steps_done + CLOSE_STEPS_AHEAD >= self.settings.total_steps;
                 // A join waits for an open checkpoint, and pays no more in the last steps or after a stop.
@@ -355,7 +358,8 @@ impl<R: Rules> Conductor<R> {
             })
         };
         let members: Vec<Member> = members.iter().filter_map(seat).collect();
-        let rank = |owner: &WorkerId| members.iter().position(|m| m.worker == *owner).unwrap_or(0) as u32;
+        let ranks: BTreeMap<WorkerId, u32> = members.iter().zip(0..).map(|(m, rank)| (m.worker, rank)).collect();
+        let rank = |owner: &WorkerId| ranks.get(owner).copied().unwrap_or(0);
         let plan = Plan {
             run: self.settings.run.clone(),
             generation,
@@ -363,7 +367,7 @@ impl<R: Rules> Conductor<R> {
             base,
             source: source.clone(),
             lanes: owners.iter().map(rank).collect(),
-            members,
+            members: members.into(),
             skip: None,
             quarantine: Vec::new(),
         };
@@ -387,7 +391,7 @@ impl<R: Rules> Conductor<R> {
             base,
             source,
             members: plan.members.iter().map(|m| m.worker).collect(),
-            lanes: plan.lanes.clone(),
+            lanes: plan.lanes.to_vec(),
             plan_hash: plan.hash(),
         };
         self.phase = Phase::Persisting {
@@ -430,7 +434,7 @@ impl<R: Rules> Conductor<R> {
             healing: plan.members.iter().filter(|m| m.heals).map(|m| m.worker).collect(),
             reason,
         });
-        for member in &plan.members {
+        for member in plan.members.iter() {
             turn.send(member.worker, ToWorker::Form { plan: plan.clone() });
         }
         let missing = plan.members.iter().map(|m| m.worker).find(|w| !self.seats.contains(*w));

@@ -1,6 +1,6 @@
 //! Everybody the conductor has heard of: from the order to start a process to its loss.
 
-use super::{Settings, Tick};
+use super::Tick;
 use crate::ids::{StateName, WorkerId};
 use std::collections::BTreeMap;
 
@@ -30,27 +30,30 @@ struct Seat {
 pub(super) struct Seats {
     seats: BTreeMap<WorkerId, Seat>,
     last_id: WorkerId,
+    budget_ms: u64,
+    /// Nobody is overdue before this. Whoever is heard moves his deadline only further away, so that this is looked at again
+    /// when it has come, not with every heartbeat.
+    earliest: Tick,
+    /// Changes when somebody comes, goes or gets ready.
+    version: u64,
 }
 
 impl Seats {
-    pub(super) fn new(last_id: WorkerId) -> Self {
+    pub(super) fn new(last_id: WorkerId, budget_ms: u64) -> Self {
         Self {
             seats: BTreeMap::new(),
             last_id,
+            budget_ms,
+            earliest: Tick::MAX,
+            version: 0,
         }
     }
 
     /// An id that was never used, with a seat kept for its process.
     pub(super) fn reserve(&mut self, now: Tick) -> WorkerId {
         self.last_id = WorkerId(self.last_id.0 + 1);
-        self.seats.insert(
-            self.last_id,
-            Seat {
-                stage: Stage::Spawning { since: now },
-                heard: now,
-                connected: false,
-            },
-        );
+        let stage = Stage::Spawning { since: now };
+        self.seat(self.last_id, stage, now, false);
         self.last_id
     }
 
@@ -63,14 +66,23 @@ impl Seats {
 
     pub(super) fn connected(&mut self, worker: WorkerId, now: Tick) {
         self.last_id = self.last_id.max(worker);
-        self.seats.insert(
-            worker,
-            Seat {
-                stage: Stage::Warming { since: now },
-                heard: now,
-                connected: true,
-            },
-        );
+        self.seat(worker, Stage::Warming { since: now }, now, true);
+    }
+
+    fn seat(&mut self, worker: WorkerId, stage: Stage, heard: Tick, connected: bool) {
+        let seat = Seat {
+            stage,
+            heard,
+            connected,
+        };
+        self.earliest = self.earliest.min(Self::deadline(&seat, self.budget_ms).0);
+        self.version += 1;
+        self.seats.insert(worker, seat);
+    }
+
+    /// A number that changes when somebody comes, goes or gets ready.
+    pub(super) fn version(&self) -> u64 {
+        self.version
     }
 
     /// Notes that `worker` spoke; false if it has no seat.
@@ -91,6 +103,8 @@ impl Seats {
     pub(super) fn set_ready(&mut self, worker: WorkerId, addr: String, name: StateName) {
         if let Some(seat) = self.seats.get_mut(&worker) {
             seat.stage = Stage::Ready { addr, name };
+            self.earliest = self.earliest.min(Self::deadline(seat, self.budget_ms).0);
+            self.version += 1;
         }
     }
 
@@ -106,6 +120,7 @@ impl Seats {
 
     /// Gives the seat up; true if there was one.
     pub(super) fn remove(&mut self, worker: WorkerId) -> bool {
+        self.version += 1;
         self.seats.remove(&worker).is_some()
     }
 
@@ -142,29 +157,35 @@ impl Seats {
             .collect()
     }
 
-    fn deadline(seat: &Seat, settings: &Settings) -> (Tick, &'static str) {
+    fn deadline(seat: &Seat, budget_ms: u64) -> (Tick, &'static str) {
         match seat.stage {
             Stage::Spawning { since } => (since + WARM_UP_MS, "a started process connects"),
             Stage::Warming { since } if !seat.connected => (since + WARM_UP_MS, "a started process connects"),
-            Stage::Warming { since } => (
-                (since + WARM_UP_MS).min(seat.heard + settings.failure_budget_ms),
-                "a worker warms up",
-            ),
-            Stage::Ready { .. } => (seat.heard + settings.failure_budget_ms, "a worker is heard"),
+            Stage::Warming { since } => ((since + WARM_UP_MS).min(seat.heard + budget_ms), "a worker warms up"),
+            Stage::Ready { .. } => (seat.heard + budget_ms, "a worker is heard"),
         }
     }
 
-    pub(super) fn next_deadline(&self, settings: &Settings) -> Option<(Tick, &'static str)> {
-        self.seats.values().map(|seat| Self::deadline(seat, settings)).min()
+    /// Nobody is overdue before this; perhaps nobody is then.
+    pub(super) fn next_deadline(&self) -> Option<(Tick, &'static str)> {
+        (!self.seats.is_empty()).then_some((self.earliest, "a worker is heard"))
     }
 
-    /// Workers whose deadline has passed.
-    pub(super) fn overdue(&self, settings: &Settings, now: Tick) -> Vec<(WorkerId, &'static str)> {
-        self.seats
-            .iter()
-            .map(|(w, seat)| (*w, Self::deadline(seat, settings)))
-            .filter(|(_, (deadline, _))| *deadline <= now)
-            .map(|(w, (_, why))| (w, why))
-            .collect()
+    /// Workers whose deadline has passed. They are to be given up.
+    pub(super) fn overdue(&mut self, now: Tick) -> Vec<(WorkerId, &'static str)> {
+        if now < self.earliest {
+            return Vec::new();
+        }
+        let mut overdue = Vec::new();
+        self.earliest = Tick::MAX;
+        for (worker, seat) in &self.seats {
+            let (deadline, why) = Self::deadline(seat, self.budget_ms);
+            if deadline <= now {
+                overdue.push((*worker, why));
+            } else {
+                self.earliest = self.earliest.min(deadline);
+            }
+        }
+        overdue
     }
 }

@@ -13,8 +13,9 @@ fn plan(generation: u64) -> Plan {
             worker: WorkerId(1),
             addr: "127.0.0.1:1".into(),
             heals: false,
-        }],
-        lanes: vec![0],
+        }]
+        .into(),
+        lanes: vec![0].into(),
         skip: None,
         quarantine: Vec::new(),
     }

@@ -255,8 +255,8 @@ mod tests {
             term: Term(1),
             base: StateName::INITIAL,
             source: StateSource::Seed,
-            members: Vec::new(),
-            lanes,
+            members: Vec::new().into(),
+            lanes: lanes.into(),
             skip: None,
             quarantine: Vec::new(),
         };

@@ -320,7 +320,7 @@ pub(crate) fn plan_of<E: Engine + 'static>(
                 heals: w.name != base,
             })
             .collect(),
-        lanes,
+        lanes: lanes.into(),
         skip: None,
         quarantine: Vec::new(),
     }

@@ -93,7 +93,7 @@ impl Story {
 
     fn all_formed(&mut self) -> Plan {
         let plan = self.last_plan();
-        for member in &plan.members {
+        for member in plan.members.iter() {
             let message = FromWorker::Formed {
                 generation: plan.generation,
             };
