@@ -144,6 +144,20 @@ pub struct TrainConfig {
     pub lr_scheduler: LrScheduler,
     /// Clips the global norm of the gradient.
     pub grad_clip_norm: Option<f64>,
+    /// Which loss.
+    pub loss: Loss,
+    /// Learning rate of the image tower falls by this factor per layer away from its projection, as `--image-layer-decay`.
+    pub image_layer_decay: Option<f64>,
+    /// The same for the text tower, as `--text-layer-decay`.
+    pub text_layer_decay: Option<f64>,
+    /// Keeps an exponential moving average of the weights that forgets half within so many positions.
+    pub ema_half_life_samples: Option<u64>,
+    /// In which numbers the towers compute.
+    pub precision: Precision,
+    /// Keeps only the blocks' inputs and computes the rest again on the way back, as `--grad-checkpointing`.
+    pub grad_checkpointing: bool,
+    /// Where the towers run: `cpu`, `cuda:N`, or `auto`, which is the CPU as long as no run on a GPU is on record.
+    pub device: String,
     /// Rows that go through the towers at once on one worker; all that a worker owns by default.
     pub micro_batch: Option<u32>,
     /// Threads of one worker's tensor operations; cores divided by workers on one machine by default, 1 in deterministic
@@ -164,6 +178,33 @@ pub enum DecayRule {
     Classic,
     /// 4.x: none for `ndim <= 1` and for position and class embeddings.
     Main,
+}
+
+/// The contrastive losses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Softmax over the whole batch, both ways.
+    #[default]
+    Clip,
+    /// Sigmoid of every pair, with a learned bias, as `--siglip`; the scale starts at 10 and the bias at -10.
+    Siglip,
+}
+
+/// open_clip's names for `--precision`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Single precision throughout.
+    #[default]
+    Fp32,
+    /// Weights in single precision, matrix products in bfloat16, norms and sums along the residual path in single precision.
+    #[serde(alias = "amp_bfloat16")]
+    AmpBf16,
+    /// Weights of matrix products and everything between the norms in bfloat16.
+    Bf16,
+    /// All weights and activations in bfloat16. Moments and sums of gradients stay in single precision.
+    PureBf16,
 }
 
 /// What the learning rate does after warm-up.
@@ -236,6 +277,13 @@ impl Default for TrainConfig {
             warmup: 100,
             lr_scheduler: LrScheduler::Cosine,
             grad_clip_norm: None,
+            loss: Loss::Clip,
+            image_layer_decay: None,
+            text_layer_decay: None,
+            ema_half_life_samples: None,
+            precision: Precision::Fp32,
+            grad_checkpointing: false,
+            device: "auto".into(),
             micro_batch: None,
             threads: None,
             deterministic: false,
@@ -326,8 +374,8 @@ impl Job {
         }
     }
 
-    /// Digest of what decides the training: everything but the number of workers, the cadence of checkpoints and the
-    /// budgets of failures, which may change without changing what is trained.
+    /// Digest of what decides the training: everything but the number of workers, the cadence of checkpoints, the budgets
+    /// of failures and how a worker does its share, which may change without changing what is trained.
     #[must_use]
     pub fn config_hash(&self) -> u64 {
         let mut training = BTreeMap::new();
@@ -339,8 +387,10 @@ impl Job {
         if !self.train.deterministic {
             forget(&mut train, "threads");
             forget(&mut train, "micro_batch");
+            forget(&mut train, "device");
         }
         forget(&mut train, "state_hash_steps");
+        forget(&mut train, "grad_checkpointing");
         forget(&mut data, "index");
         training.insert("model", model);
         training.insert("data", data);

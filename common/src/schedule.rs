@@ -17,6 +17,8 @@ pub struct Hyper {
     pub weight_decay: f64,
     /// Global norm to clip to, if any.
     pub clip_norm: Option<f64>,
+    /// What remains of the weights' moving average at this step, if one is kept.
+    pub ema_decay: Option<f64>,
 }
 
 /// The hyper-parameters of step `step` (0-based) of a run of `total_steps` steps.
@@ -29,7 +31,15 @@ pub fn hyper_at(train: &TrainConfig, step: u64, total_steps: u64) -> Hyper {
         eps: train.eps,
         weight_decay: train.wd,
         clip_norm: train.grad_clip_norm,
+        ema_decay: train.ema_half_life_samples.map(|n| ema_decay(train.global_batch, n)),
     }
+}
+
+/// Share of a moving average that remains after one step of `batch` positions, when half remains after `half_life_samples`.
+/// In positions, so that another batch size forgets at the same pace (rule L3).
+#[must_use]
+pub fn ema_decay(batch: u32, half_life_samples: u64) -> f64 {
+    (-f64::from(batch) / half_life_samples.max(1) as f64).exp2()
 }
 
 /// Learning rate as open_clip_train/scheduler.py has it: linear warm-up `lr*(k+1)/w`, then half a cosine to zero or constant.
@@ -65,6 +75,15 @@ mod tests {
         assert!((learning_rate(&train, 10, 110) - 1e-3).abs() < 1e-12);
         assert!((learning_rate(&train, 60, 110) - 0.5e-3).abs() < 1e-12);
         assert!(learning_rate(&train, 110, 110).abs() < 1e-12);
+    }
+
+    #[test]
+    fn moving_average_keeps_half_after_its_half_life_at_any_batch() {
+        for (batch, steps) in [(64, 100), (128, 50), (6400, 1)] {
+            let kept = ema_decay(batch, 6400).powi(steps);
+            assert!((kept - 0.5).abs() < 1e-12, "batch {batch}: {kept}");
+        }
+        assert!(hyper_at(&TrainConfig::default(), 0, 1).ema_decay.is_none());
     }
 
     #[test]

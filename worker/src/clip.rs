@@ -4,14 +4,17 @@
 pub mod block;
 pub mod config;
 pub mod groups;
+pub mod head;
 pub mod init;
+pub mod ops;
 pub mod params;
 pub mod text;
 pub mod vision;
 pub mod weights;
 
 pub use config::{ConfigError, ModelConfig, Preprocess, TextConfig, VisionConfig};
-pub use params::Params;
+pub use ops::Math;
+pub use params::{Held, Params, Rounded};
 pub use text::TextTower;
 pub use vision::{Images, VisionTower};
 
@@ -38,14 +41,6 @@ impl Clip {
             text: TextTower::new(config, params)?,
         })
     }
-}
-
-/// Rows of `x` `[n, d]` divided by their L2 norm, at least 1e-12 (`torch.nn.functional.normalize`).
-pub(crate) fn normalize(x: &Tensor) -> Result<Tensor> {
-    let norm = x
-        .f_norm_scalaropt_dim(2.0, [-1i64].as_slice(), true)?
-        .f_clamp_min(1e-12)?;
-    Ok(x.f_div(&norm)?)
 }
 
 /// A tensor's values, row-major.

@@ -12,6 +12,7 @@
 //! begun again with `encode`. Rows that are masked never reach an engine: the caller drops them first, and `V`, the
 //! number of valid rows of the global batch, is the divisor everywhere.
 
+use argosy_torch_ext::is_out_of_memory;
 use std::fmt::Debug;
 
 pub mod sparse;
@@ -51,6 +52,21 @@ pub enum EngineError {
 
 /// Bytes of a chunk of the state that is hashed by itself.
 pub const STATE_CHUNK_BYTES: usize = 64 << 20;
+
+impl EngineError {
+    /// Whether memory was short: the same work in smaller pieces may do.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Tch(error) => is_out_of_memory(&error.to_string()),
+            Self::Ext(error) => error.is_out_of_memory(),
+            _ => false,
+        }
+    }
+}
+
+/// Hears where a final part of the flat gradient begins, and its values.
+pub type Ready<'a> = dyn FnMut(usize, &[f32]) + 'a;
 
 /// Result of an engine call.
 pub type Result<T> = std::result::Result<T, EngineError>;
@@ -116,6 +132,8 @@ pub struct ApplyHyper {
     pub weight_decay: f64,
     /// Largest global L2 norm of the gradient; `None` leaves it alone.
     pub clip_norm: Option<f64>,
+    /// What remains of the weights' moving average; for engines that keep one.
+    pub ema_decay: Option<f64>,
 }
 
 /// What an update tells.
@@ -142,9 +160,9 @@ pub struct TensorSpec {
 
 /// The arithmetic of training, on one thread.
 ///
-/// The exported state is `params | exp_avg | exp_avg_sq | applied steps`: three arrays of little-endian f32, each
-/// `P = state_elements` long in the order of [`Engine::tensor_table`], then one little-endian u64. Equal bytes mean
-/// equal states.
+/// The exported state is `params | exp_avg | exp_avg_sq | (moving average) | applied steps`: three or four arrays of
+/// little-endian f32, each `P = state_elements` long in the order of [`Engine::tensor_table`], then one little-endian u64.
+/// Equal bytes mean equal states.
 pub trait Engine: Debug + Send {
     /// Width `d` of a feature.
     fn feature_dim(&self) -> usize;
@@ -165,6 +183,17 @@ pub trait Engine: Debug + Send {
 
     /// Loss of the global batch, and this worker's share of its gradient into the flat gradient.
     fn loss_backward(&mut self, all: &GatheredLse<'_>) -> Result<LossOut>;
+
+    /// As [`Engine::loss_backward`]; `ready` hears, while the rest is still being computed, of parts of the flat gradient that
+    /// are final: where they begin and their values. Each part at most once; what it never hears of is final at the end.
+    fn loss_backward_overlapped(&mut self, all: &GatheredLse<'_>, _ready: &mut Ready<'_>) -> Result<LossOut> {
+        self.loss_backward(all)
+    }
+
+    /// What people should hear of, since they were last told: one sentence each.
+    fn take_notices(&mut self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Puts the step begun last aside under `lane`, so that another one can be begun (rule N4 works lane by lane).
     fn park(&mut self, lane: u32) -> Result<()> {
@@ -204,9 +233,14 @@ pub trait Engine: Debug + Send {
     /// `P`, elements of the flat order.
     fn state_elements(&self) -> usize;
 
+    /// Arrays of `P` in an exported state: three, or four with a moving average of the weights.
+    fn state_arrays(&self) -> usize {
+        3
+    }
+
     /// Bytes of an exported state.
     fn state_len(&self) -> usize {
-        self.state_elements() * 12 + 8
+        self.state_elements() * self.state_arrays() * 4 + 8
     }
 
     /// Updates applied so far; counts bias correction, is part of the state.

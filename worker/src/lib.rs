@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod clip;
 pub mod collective;
 pub mod crash;
+pub mod device;
 pub mod engine;
 pub mod eval;
 pub mod loss;

@@ -13,8 +13,12 @@
 use crate::engine::{EngineError, Result};
 use tch::{Kind, Tensor};
 
-/// Most logits kept between the two phases (256 MiB); above it tiles are made again.
-const KEEP_ELEMENTS: usize = 64 << 20;
+/// Most logits kept between the two phases (64 MiB); above it tiles are made again.
+const KEEP_ELEMENTS: usize = 16 << 20;
+
+mod sigmoid;
+
+pub use sigmoid::{SigmoidGrads, sigmoid, value as sigmoid_value};
 
 /// Log-sum-exps of own rows relative to the diagonal (never negative), and the diagonal itself, `[n]` each.
 #[derive(Debug)]
@@ -38,11 +42,17 @@ pub struct LossGrads {
 /// Own rows between the two phases.
 #[derive(Debug)]
 pub struct OwnRows {
+    features: Features,
+    tiles: Vec<Tile>,
+}
+
+/// Features, own ones apart from the others'.
+#[derive(Debug)]
+struct Features {
     f: Tensor,
     g: Tensor,
     others: Option<Others>,
     own_index: Tensor,
-    tiles: Vec<Tile>,
     scale: f64,
     valid_rows: usize,
 }
@@ -80,44 +90,22 @@ impl OwnRows {
     /// # Errors
     /// When a place is doubled or beyond `V`.
     pub fn begin(f_all: &Tensor, g_all: &Tensor, own: &[u32], scale: f64, edge: usize) -> Result<(Self, LseVectors)> {
-        let (v, _) = f_all.size2()?;
-        let (own_index, rest) = split(own, v as usize)?;
-        let others = if rest.is_empty() {
-            None
-        } else {
-            let index = Tensor::f_from_slice(&rest)?;
-            Some(Others {
-                f: f_all.f_index_select(0, &index)?,
-                g: g_all.f_index_select(0, &index)?,
-                index,
-            })
-        };
-        let (f, g) = (
-            f_all.f_index_select(0, &own_index)?,
-            g_all.f_index_select(0, &own_index)?,
-        );
-        let tiles = plan(own.len(), rest.len(), edge.max(1));
-        let mut this = Self {
-            f,
-            g,
-            others,
-            own_index,
-            tiles,
-            scale,
-            valid_rows: v as usize,
-        };
+        let features = Features::new(f_all, g_all, own, scale)?;
+        let tiles = features.tiles(edge);
+        let mut this = Self { features, tiles };
         let lse = this.phase_one()?;
         Ok((this, lse))
     }
 
     fn phase_one(&mut self) -> Result<LseVectors> {
-        let n = self.own_index.numel() as i64;
-        let full = |value: f64| Tensor::f_full([n], value, (Kind::Float, self.f.device()));
+        let own = &self.features;
+        let n = own.own_index.numel() as i64;
+        let full = |value: f64| Tensor::f_full([n], value, (own.f.kind(), own.f.device()));
         let (r, c, diag) = (full(f64::NEG_INFINITY)?, full(f64::NEG_INFINITY)?, full(0.0)?);
         let keep = self.tiles.iter().map(Tile::elements).sum::<usize>() <= KEEP_ELEMENTS;
         let mut tiles = std::mem::take(&mut self.tiles);
         for tile in &mut tiles {
-            let logits = self.logits(tile)?;
+            let logits = own.logits(tile)?;
             if tile.on_diagonal() {
                 let mut own = logits.f_diagonal(0, 0, 1)?;
                 // From the same product as the other logits: equal rows shall give equal bits.
@@ -147,25 +135,25 @@ impl OwnRows {
     ///
     /// # Errors
     /// When `r`, `c` or `diag` has not `V` values.
-    pub fn finish(mut self, r: &Tensor, c: &Tensor, diag: &Tensor) -> Result<LossGrads> {
-        let v = self.valid_rows;
+    pub fn finish(self, r: &Tensor, c: &Tensor, diag: &Tensor) -> Result<LossGrads> {
+        let features = &self.features;
+        let v = features.valid_rows;
         let got = [r.numel(), c.numel(), diag.numel()];
         if got != [v; 3] {
             return Err(EngineError::Protocol(format!(
                 "{v} log-sum-exps of each kind and diagonal values expected, got {got:?}"
             )));
         }
-        let (d_f, d_g) = (self.f.f_zeros_like()?, self.g.f_zeros_like()?);
-        let own = Norms::pick(r, c, diag, &self.own_index)?;
-        let rest = match &self.others {
+        let (d_f, d_g) = (features.f.f_zeros_like()?, features.g.f_zeros_like()?);
+        let own = Norms::pick(r, c, diag, &features.own_index)?;
+        let rest = match &features.others {
             Some(others) => Norms::pick(r, c, diag, &others.index)?,
-            None => Norms::pick(r, c, diag, &self.own_index.f_narrow(0, 0, 0)?)?,
+            None => Norms::pick(r, c, diag, &features.own_index.f_narrow(0, 0, 0)?)?,
         };
-        let tiles = std::mem::take(&mut self.tiles);
-        for mut tile in tiles {
+        for mut tile in self.tiles {
             let logits = match tile.logits.take() {
                 Some(kept) => kept,
-                None => self.logits(&tile)?,
+                None => features.logits(&tile)?,
             };
             let (row_lse, col_lse, col_diag) = match tile.side {
                 Side::Both => (&own.r, &own.c, &own.diag),
@@ -183,22 +171,73 @@ impl OwnRows {
                 let own = row_lse.f_neg()?.f_expm1_()?.f_add(&col_lse.f_neg()?.f_expm1_()?)?;
                 weights.f_diagonal(0, 0, 1)?.f_copy_(&own)?;
             }
-            let (row_features, col_features) = self.sides(&tile)?;
-            let into = if tile.side == Side::Texts { &d_g } else { &d_f };
-            let _ = cut(into, tile.rows)?.f_addmm_(&weights, &col_features)?;
-            if tile.side == Side::Both {
-                let _ = cut(&d_g, tile.cols)?.f_addmm_(&weights.f_transpose(0, 1)?, &row_features)?;
-            }
+            features.spread(&tile, &weights, &d_f, &d_g)?;
         }
-        self.close(d_f, d_g)
+        features.close(d_f, d_g, 2.0)
+    }
+}
+
+impl Features {
+    fn new(f_all: &Tensor, g_all: &Tensor, own: &[u32], scale: f64) -> Result<Self> {
+        let (v, _) = f_all.size2()?;
+        let (own_index, rest) = split(own, v as usize)?;
+        // Alone with all rows in order, nothing needs to be copied.
+        let all_own = rest.is_empty() && own.iter().enumerate().all(|(at, row)| at == *row as usize);
+        let pick = |x: &Tensor, index: &Tensor| match all_own {
+            true => Ok(x.shallow_clone()),
+            false => x.f_index_select(0, index),
+        };
+        let others = if rest.is_empty() {
+            None
+        } else {
+            let index = Tensor::f_from_slice(&rest)?.f_to_device(f_all.device())?;
+            Some(Others {
+                f: pick(f_all, &index)?,
+                g: pick(g_all, &index)?,
+                index,
+            })
+        };
+        let own_index = own_index.f_to_device(f_all.device())?;
+        Ok(Self {
+            f: pick(f_all, &own_index)?,
+            g: pick(g_all, &own_index)?,
+            others,
+            own_index,
+            scale,
+            valid_rows: v as usize,
+        })
     }
 
-    /// Scales the sums, and reads the scale's gradient off the image rows.
-    fn close(&self, d_f: Tensor, d_g: Tensor) -> Result<LossGrads> {
-        let half = self.scale / (2.0 * self.valid_rows as f64);
-        let (d_f, d_g) = (d_f.f_mul_scalar(half)?, d_g.f_mul_scalar(half)?);
-        let product = self.f.f_to_kind(Kind::Double)?.f_mul(&d_f.f_to_kind(Kind::Double)?)?;
-        let d_log_scale = product.f_sum(Kind::Double)?.f_double_value(&[])?;
+    /// All tiles that own rows take part in, at most `edge` squared each.
+    fn tiles(&self, edge: usize) -> Vec<Tile> {
+        let own = self.own_index.numel();
+        plan(own, self.valid_rows - own, edge.max(1))
+    }
+
+    /// Adds what a tile's weights pull from the features opposite into the gradients of the own.
+    fn spread(&self, tile: &Tile, weights: &Tensor, d_f: &Tensor, d_g: &Tensor) -> Result<()> {
+        let (row_features, col_features) = self.sides(tile)?;
+        let into = if tile.side == Side::Texts { d_g } else { d_f };
+        let _ = cut(into, tile.rows)?.f_addmm_(weights, &col_features)?;
+        if tile.side == Side::Both {
+            let _ = cut(d_g, tile.cols)?.f_addmm_(&weights.f_transpose(0, 1)?, &row_features)?;
+        }
+        Ok(())
+    }
+
+    /// Scales the sums by `s / (directions V)`, and reads the scale's gradient off the image rows.
+    fn close(&self, mut d_f: Tensor, mut d_g: Tensor, directions: f64) -> Result<LossGrads> {
+        let factor = self.scale / (directions * self.valid_rows as f64);
+        let (d_f, d_g) = (d_f.f_mul_scalar_(factor)?, d_g.f_mul_scalar_(factor)?);
+        let mut d_log_scale = 0.0;
+        let rows = self.f.size2()?.0;
+        // Piece by piece: in double precision the whole would be as large as all features twice.
+        for start in (0..rows).step_by(1024) {
+            let piece = (start, 1024.min(rows - start));
+            let double = |x: &Tensor| -> Result<Tensor> { Ok(cut(x, piece)?.f_to_kind(Kind::Double)?) };
+            let product = double(&self.f)?.f_mul_(&double(&d_f)?)?;
+            d_log_scale += product.f_sum(Kind::Double)?.f_double_value(&[])?;
+        }
         Ok(LossGrads { d_f, d_g, d_log_scale })
     }
 
@@ -318,7 +357,7 @@ fn merge(into: &Tensor, diag: &Tensor, range: (i64, i64), logits: &Tensor, dim: 
     let mut parts = logits.f_sub(&top)?;
     let mut sum = parts
         .f_exp_()?
-        .f_sum_dim_intlist([dim].as_slice(), false, Kind::Float)?;
+        .f_sum_dim_intlist([dim].as_slice(), false, None::<Kind>)?;
     let shift = top.f_squeeze_dim(dim)?.f_sub(&cut(diag, range)?)?;
     let sum = shift.f_add(&sum.f_log_()?)?;
     let merged = place.f_logaddexp(&sum)?;

@@ -162,8 +162,12 @@ fn describe_model(path: &Path) -> Result<Exit, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| (Exit::NotFound, format!("job file {file}: {e}")))?;
     let job = Job::from_toml(&file, &text).map_err(|e| (Exit::BadConfig, e.to_string()))?;
     let base = path.parent().unwrap_or(Path::new("."));
-    let (config, preprocess) = model::resolve(&job.model, base).map_err(|e| (Exit::BadConfig, e.to_string()))?;
-    print_json(&model::describe(&config, &preprocess))?;
+    let (config, preprocess) = model::resolve_job(&job, base).map_err(|e| (Exit::BadConfig, e.to_string()))?;
+    print_json(&model::describe(
+        &config,
+        &preprocess,
+        job.train.ema_half_life_samples.is_some(),
+    ))?;
     Ok(Exit::Ok)
 }
 

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::parts_total;
 use crate::clip::{ConfigError, ModelConfig, Params, Preprocess};
-use argosy_common::config;
+use argosy_common::config::{self, Job, Loss};
 use argosy_shard_loader::tokenize::VOCABULARY;
 use serde::Serialize;
 use serde_json::json;
@@ -78,12 +78,24 @@ pub fn resolve(model: &config::ModelConfig, base: &Path) -> Result<(ModelConfig,
     Ok((built, preprocess))
 }
 
+/// The model of a job as it is trained: with the bias that the sigmoid loss learns.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_job(job: &Job, base: &Path) -> Result<(ModelConfig, Preprocess), ModelError> {
+    let (mut built, preprocess) = resolve(&job.model, base)?;
+    if job.train.loss == Loss::Siglip && built.init_logit_bias.is_none() {
+        built.make_siglip();
+    }
+    Ok((built, preprocess))
+}
+
 /// What `argosy-worker describe-model` prints.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Description {
     /// Trained numbers.
     pub parameters: u64,
-    /// Bytes of weights, moments and the count of updates.
+    /// Bytes of weights, moments, moving average and the count of updates.
     pub state_bytes: u64,
     /// Parts of a checkpoint.
     pub parts_total: u32,
@@ -95,14 +107,14 @@ pub struct Description {
     pub context_length: u32,
 }
 
-/// Describes a model without building it.
+/// Describes a model, trained with or without a moving average of its weights, without building it.
 #[must_use]
-pub fn describe(config: &ModelConfig, preprocess: &Preprocess) -> Description {
-    let parameters = Params::count(config);
+pub fn describe(config: &ModelConfig, preprocess: &Preprocess, ema: bool) -> Description {
+    let (parameters, arrays) = (Params::count(config), 3 + usize::from(ema));
     Description {
         parameters: parameters as u64,
-        state_bytes: parameters as u64 * 12 + 8,
-        parts_total: parts_total(parameters),
+        state_bytes: (parameters * arrays * 4 + 8) as u64,
+        parts_total: parts_total(parameters, arrays),
         model: json!({
             "model_cfg": config.source,
             "preprocess_cfg": preprocess.to_json(),
@@ -125,7 +137,7 @@ mod tests {
             ..config::ModelConfig::default()
         };
         let (built, preprocess) = resolve(&job, Path::new(".")).unwrap();
-        let described = describe(&built, &preprocess);
+        let described = describe(&built, &preprocess, false);
         let (again, preprocess_again) = ModelConfig::from_json(&described.model.to_string()).unwrap();
         assert_eq!((&again, preprocess_again), (&built, preprocess));
         assert!(again.quick_gelu && preprocess_again.mean[2] == 0.3);

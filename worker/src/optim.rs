@@ -65,13 +65,53 @@ pub fn clip_factor(norm: f64, limit: Option<f64>) -> f64 {
     limit.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0))
 }
 
-/// Views of one decay class into the four flat buffers.
-#[derive(Debug, Default)]
+/// Layer-wise decay of the learning rate, per tower (open_clip 4.x: `--image-layer-decay`, `--text-layer-decay`).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LayerDecay {
+    pub image: Option<f64>,
+    pub text: Option<f64>,
+}
+
+impl LayerDecay {
+    /// Factor on the learning rate of a parameter: `decay ^ distance from the projection`. A tower's layers are its embeddings
+    /// (with `ln_pre`), its blocks one by one (the last with the final norm), and its projection; of these the model has
+    /// `blocks` plus two.
+    #[must_use]
+    pub fn factor(self, name: &str, image_blocks: i64, text_blocks: i64) -> f64 {
+        let (decay, blocks, own) = match name.strip_prefix("visual.") {
+            Some(own) => (self.image, image_blocks, own),
+            None => (self.text, text_blocks, name),
+        };
+        let Some(decay) = decay.filter(|_| !matches!(name, "logit_scale" | "logit_bias")) else {
+            return 1.0;
+        };
+        let distance = if let Some(rest) = own.strip_prefix("transformer.resblocks.") {
+            let block: i64 = rest.split('.').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+            blocks - block
+        } else if matches!(own, "proj" | "text_projection") {
+            0
+        } else if own.starts_with("ln_post") || own.starts_with("ln_final") {
+            1
+        } else {
+            blocks + 1
+        };
+        decay.powi(distance as i32)
+    }
+}
+
+/// What the optimiser does to one parameter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Treatment {
+    pub decays: bool,
+    pub lr_factor: f64,
+}
+
+/// Views of all parameters of one treatment into the four flat buffers.
+#[derive(Debug)]
 struct Segments {
-    params: Vec<Tensor>,
-    grads: Vec<Tensor>,
-    first: Vec<Tensor>,
-    second: Vec<Tensor>,
+    treatment: Treatment,
+    /// Values, gradients, first and second moments.
+    lists: [Vec<Tensor>; 4],
 }
 
 /// AdamW over the flat order.
@@ -83,33 +123,37 @@ pub struct AdamW {
     pub exp_avg_sq: FlatBuffer,
     /// Updates applied, for bias correction; part of the state.
     pub applied: u64,
-    plain: Segments,
-    decayed: Segments,
+    segments: Vec<Segments>,
 }
 
 impl AdamW {
-    /// Moments of zero for `params`.
+    /// Moments of zero for `params`; `treat` says of every parameter what is done to it.
     ///
     /// # Errors
     /// When memory cannot be had.
-    pub fn new(params: &Params, rule: DecayRule) -> Result<Self> {
+    pub fn new(params: &Params, treat: impl Fn(&TensorSpec) -> Treatment) -> Result<Self> {
         let len = params.values.len();
         let (exp_avg, exp_avg_sq) = (FlatBuffer::zeros(len)?, FlatBuffer::zeros(len)?);
-        let (mut plain, mut decayed) = (Segments::default(), Segments::default());
-        for (decays, offset, len) in runs(params.table(), rule) {
-            let into = if decays { &mut decayed } else { &mut plain };
-            let shape = [len as i64];
-            into.params.push(params.values.view(offset, &shape)?);
-            into.grads.push(params.grads.view(offset, &shape)?);
-            into.first.push(exp_avg.view(offset, &shape)?);
-            into.second.push(exp_avg_sq.view(offset, &shape)?);
+        let mut segments: Vec<Segments> = Vec::new();
+        for (treatment, offset, len) in runs(params.table(), treat) {
+            let at = segments
+                .iter()
+                .position(|s| s.treatment == treatment)
+                .unwrap_or_else(|| {
+                    let lists = Default::default();
+                    segments.push(Segments { treatment, lists });
+                    segments.len() - 1
+                });
+            let buffers = [&params.values, &params.grads, &exp_avg, &exp_avg_sq];
+            for (list, buffer) in segments[at].lists.iter_mut().zip(buffers) {
+                list.push(buffer.view(offset, &[len as i64])?);
+            }
         }
         Ok(Self {
             exp_avg,
             exp_avg_sq,
             applied: 0,
-            plain,
-            decayed,
+            segments,
         })
     }
 
@@ -129,46 +173,44 @@ impl AdamW {
             let _ = params.grads.tensor().shallow_clone().f_mul_scalar_(factor)?;
         }
         let count = Tensor::from((self.applied + 1) as f32);
-        for (segments, weight_decay) in [(&self.plain, 0.0), (&self.decayed, hyper.weight_decay)] {
-            let (p, g): (Vec<&Tensor>, Vec<&Tensor>) =
-                (segments.params.iter().collect(), segments.grads.iter().collect());
-            let (m, v): (Vec<&Tensor>, Vec<&Tensor>) =
-                (segments.first.iter().collect(), segments.second.iter().collect());
-            let steps = vec![&count; p.len()];
-            let lists = AdamWLists {
-                params: &p,
-                grads: &g,
-                exp_avg: &m,
-                exp_avg_sq: &v,
-                steps: &steps,
-            };
-            let ApplyHyper {
-                lr, beta1, beta2, eps, ..
-            } = *hyper;
-            fused_adamw(
-                &lists,
-                &AdamWHyper {
-                    lr,
-                    beta1,
-                    beta2,
-                    eps,
-                    weight_decay,
-                },
-            )?;
+        for segments in &self.segments {
+            update(&segments.lists, &count, segments.treatment, hyper)?;
         }
         self.applied += 1;
         Ok(norm)
     }
 }
 
-/// Neighbouring tensors of one class joined: (decays, offset, length).
-fn runs(table: &[TensorSpec], rule: DecayRule) -> Vec<(bool, usize, usize)> {
-    let mut out: Vec<(bool, usize, usize)> = Vec::new();
+/// The fused kernel over one treatment's segments.
+fn update(lists: &[Vec<Tensor>; 4], count: &Tensor, treatment: Treatment, hyper: &ApplyHyper) -> Result<()> {
+    let refs: [Vec<&Tensor>; 4] = std::array::from_fn(|k| lists[k].iter().collect());
+    let [p, g, m, v] = &refs;
+    let steps = vec![count; p.len()];
+    let lists = AdamWLists {
+        params: p,
+        grads: g,
+        exp_avg: m,
+        exp_avg_sq: v,
+        steps: &steps,
+    };
+    let hyper = AdamWHyper {
+        lr: hyper.lr * treatment.lr_factor,
+        beta1: hyper.beta1,
+        beta2: hyper.beta2,
+        eps: hyper.eps,
+        weight_decay: if treatment.decays { hyper.weight_decay } else { 0.0 },
+    };
+    Ok(fused_adamw(&lists, &hyper)?)
+}
+
+/// Neighbouring tensors of one treatment joined: (treatment, offset, length).
+fn runs(table: &[TensorSpec], treat: impl Fn(&TensorSpec) -> Treatment) -> Vec<(Treatment, usize, usize)> {
+    let mut out: Vec<(Treatment, usize, usize)> = Vec::new();
     for spec in table {
-        let decays = rule.decays(&spec.name, &spec.shape);
+        let treatment = treat(spec);
         match out.last_mut() {
-            Some(last) if last.0 == decays => last.2 += spec.len,
-            _ => out.push((decays, spec.offset, spec.len)),
+            Some(last) if last.0 == treatment => last.2 += spec.len,
+            _ => out.push((treatment, spec.offset, spec.len)),
         }
     }
     out
@@ -186,7 +228,15 @@ mod tests {
         eps: 1e-6,
         weight_decay: 0.5,
         clip_norm: None,
+        ema_decay: None,
     };
+
+    fn by_rule(rule: DecayRule) -> impl Fn(&TensorSpec) -> Treatment {
+        move |spec| Treatment {
+            decays: rule.decays(&spec.name, &spec.shape),
+            lr_factor: 1.0,
+        }
+    }
 
     #[test]
     fn decay_rules_differ_in_the_positional_embeddings_alone() {
@@ -205,7 +255,7 @@ mod tests {
     #[test]
     fn adamw_zero_gradient_decays_only_what_the_rule_names() {
         let mut params = Params::new(&ModelConfig::by_name("demo-tiny").unwrap(), 0).unwrap();
-        let mut adam = AdamW::new(&params, DecayRule::Classic).unwrap();
+        let mut adam = AdamW::new(&params, by_rule(DecayRule::Classic)).unwrap();
         let before = params.values.as_slice().to_vec();
         adam.step(&mut params, &HYPER).unwrap();
         for spec in params.table() {
@@ -220,9 +270,66 @@ mod tests {
     }
 
     #[test]
+    fn layer_decay_counts_from_the_projection_of_each_tower() {
+        let decay = LayerDecay {
+            image: Some(0.5),
+            text: Some(0.1),
+        };
+        for (name, want) in [
+            ("visual.proj", 1.0),
+            ("visual.ln_post.weight", 0.5),
+            ("visual.transformer.resblocks.11.ln_1.bias", 0.5),
+            ("visual.transformer.resblocks.0.mlp.c_fc.weight", 0.5f64.powi(12)),
+            ("visual.conv1.weight", 0.5f64.powi(13)),
+            ("visual.ln_pre.bias", 0.5f64.powi(13)),
+            ("text_projection", 1.0),
+            ("ln_final.weight", 0.1),
+            ("transformer.resblocks.1.attn.in_proj_bias", 0.1),
+            ("transformer.resblocks.0.attn.in_proj_bias", 0.1f64.powi(2)),
+            ("token_embedding.weight", 0.1f64.powi(3)),
+            ("positional_embedding", 0.1f64.powi(3)),
+            ("logit_scale", 1.0),
+            ("logit_bias", 1.0),
+        ] {
+            assert!((decay.factor(name, 12, 2) - want).abs() <= 1e-15, "{name}");
+            assert_eq!(LayerDecay::default().factor(name, 12, 2), 1.0);
+        }
+    }
+
+    #[test]
+    fn adamw_layer_factor_scales_the_update_and_its_decay() {
+        let params = || {
+            let mut params = Params::new(&ModelConfig::by_name("demo-tiny").unwrap(), 0).unwrap();
+            params.grads.as_mut_slice().fill(0.25);
+            params
+        };
+        let half = |spec: &TensorSpec| Treatment {
+            decays: true,
+            lr_factor: if spec.name.starts_with("visual.") { 0.5 } else { 1.0 },
+        };
+        let (mut a, mut b) = (params(), params());
+        AdamW::new(&a, half).unwrap().step(&mut a, &HYPER).unwrap();
+        let lower = ApplyHyper {
+            lr: HYPER.lr / 2.0,
+            ..HYPER
+        };
+        AdamW::new(&b, |_: &TensorSpec| Treatment {
+            decays: true,
+            lr_factor: 1.0,
+        })
+        .unwrap()
+        .step(&mut b, &lower)
+        .unwrap();
+        for spec in a.table() {
+            let same = a.values.as_slice()[spec.offset] == b.values.as_slice()[spec.offset];
+            assert_eq!(same, spec.name.starts_with("visual."), "{}", spec.name);
+        }
+    }
+
+    #[test]
     fn adamw_not_finite_gradient_writes_nothing() {
         let mut params = Params::new(&ModelConfig::by_name("demo-tiny").unwrap(), 0).unwrap();
-        let mut adam = AdamW::new(&params, DecayRule::Main).unwrap();
+        let mut adam = AdamW::new(&params, by_rule(DecayRule::Main)).unwrap();
         let before = params.values.as_slice().to_vec();
         params.grads.as_mut_slice()[77] = f32::NAN;
         assert!(adam.step(&mut params, &HYPER).is_err());

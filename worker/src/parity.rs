@@ -333,6 +333,7 @@ fn hyper(lr: f64, weight_decay: f64) -> ApplyHyper {
         eps: 1e-6,
         weight_decay,
         clip_norm: None,
+        ema_decay: None,
     }
 }
 

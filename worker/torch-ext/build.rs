@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=cpp/shim.cpp");
+    println!("cargo:rerun-if-changed=cpp/pool.cpp");
     println!("cargo:rerun-if-changed=cpp/shim.h");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     // torch-sys tells its direct dependents where it found the libraries; the headers lie beside them.
@@ -25,10 +26,11 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .opt_level(1)
-        .warnings(false) // libtorch's headers warn; ours is 150 lines
+        .warnings(false) // libtorch's headers warn; ours is 300 lines
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .file("cpp/shim.cpp")
+        .file("cpp/pool.cpp")
         .compile("argosy_torch_shim");
     println!("cargo:rustc-link-search=native={}", lib.display());
     // For this crate's own tests; `worker` does the same for its binaries.

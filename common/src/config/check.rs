@@ -242,6 +242,34 @@ fn check_train(file: &str, job: &Job) -> Result<(), ConfigError> {
             );
         }
     }
+    for (key, decay) in [
+        ("train.image_layer_decay", t.image_layer_decay),
+        ("train.text_layer_decay", t.text_layer_decay),
+    ] {
+        if let Some(value) = decay.filter(|d| !(f64::MIN_POSITIVE..=1.0).contains(d)) {
+            return refuse(key, value.to_string(), "a number above 0 and at most 1");
+        }
+    }
+    if t.ema_half_life_samples == Some(0) {
+        return refuse(
+            "train.ema_half_life_samples",
+            "0".into(),
+            "at least 1 position; leave the key out for no average",
+        );
+    }
+    let device_ok = |d: &str| {
+        d == "auto"
+            || d == "cpu"
+            || d.strip_prefix("cuda:")
+                .is_some_and(|n| n.len() <= 3 && n.parse::<u8>().is_ok())
+    };
+    if !device_ok(&t.device) {
+        return refuse(
+            "train.device",
+            format!("{:?}", t.device),
+            "\"auto\", \"cpu\" or \"cuda:N\"",
+        );
+    }
     if t.grad_clip_norm.is_some_and(|v| !v.is_finite() || v <= 0.0) {
         return refuse(
             "train.grad_clip_norm",

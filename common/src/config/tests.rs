@@ -63,6 +63,21 @@ fn values_out_of_range_name_the_key_and_the_range() {
         ("global_batch = 64", "global_batch = 64\nepochs = 0", "train.epochs"),
         (
             "global_batch = 64",
+            "global_batch = 64\ndevice = \"gpu\"",
+            "train.device",
+        ),
+        (
+            "global_batch = 64",
+            "global_batch = 64\ntext_layer_decay = 1.5",
+            "train.text_layer_decay",
+        ),
+        (
+            "global_batch = 64",
+            "global_batch = 64\nema_half_life_samples = 0",
+            "train.ema_half_life_samples",
+        ),
+        (
+            "global_batch = 64",
             "global_batch = 64\n[workers]\nmin = 3\ntarget = 2",
             "workers",
         ),
@@ -100,8 +115,13 @@ fn config_hash_ignores_workers_and_cadence_but_not_the_learning_rate() {
     other.workers.target = 8;
     other.checkpoint.every_samples = 77;
     other.train.threads = Some(3);
+    other.train.device = "cpu".into();
+    other.train.grad_checkpointing = true;
     assert_eq!(base.config_hash(), other.config_hash());
     other.train.lr = 1.0;
+    assert_ne!(base.config_hash(), other.config_hash());
+    other.train.lr = base.train.lr;
+    other.train.precision = Precision::AmpBf16;
     assert_ne!(base.config_hash(), other.config_hash());
 }
 

@@ -1,10 +1,10 @@
 //! From the coordinator's welcome to a warm trainer.
 
 use crate::engine::{TorchEngine, TorchOptions};
-use crate::model;
-use crate::optim::DecayRule;
+use crate::optim::{DecayRule, LayerDecay};
 use crate::trainer::failpoint::FAILPOINT_VARIABLE;
 use crate::trainer::{Aborts, Emit, Failpoint, Setup, Trainer};
+use crate::{device, model};
 use argosy_common::config;
 use argosy_common::exit::Exit;
 use argosy_common::hash::digest64;
@@ -34,7 +34,7 @@ pub(super) fn trainer(
         return Err((Exit::Conflict, message));
     }
     let (model, preprocess) =
-        model::resolve(&job.model, Path::new(&welcome.job_dir)).map_err(|e| (Exit::BadConfig, e.to_string()))?;
+        model::resolve_job(job, Path::new(&welcome.job_dir)).map_err(|e| (Exit::BadConfig, e.to_string()))?;
     let shape = RunShape {
         seed: job.seed,
         sources: index.to_shape(),
@@ -52,15 +52,8 @@ pub(super) fn trainer(
         prefetch_steps: PREFETCH_STEPS,
     };
     let loader = Loader::new(Arc::new(index), loader_config).map_err(data_error)?;
-    let options = TorchOptions {
-        seed: job.seed,
-        threads: welcome.torch_threads as usize,
-        decay: match job.train.decay_rule {
-            config::DecayRule::Classic => DecayRule::Classic,
-            config::DecayRule::Main => DecayRule::Main,
-        },
-        ..TorchOptions::default()
-    };
+    let threads = welcome.torch_threads as usize;
+    let options = torch_options(job, threads).map_err(|message| (Exit::BadConfig, message))?;
     let setup = Setup {
         run: welcome.run.clone(),
         worker,
@@ -74,6 +67,30 @@ pub(super) fn trainer(
         emit,
     };
     Trainer::new(setup, loader)
+}
+
+/// What the job asks of the engine.
+fn torch_options(job: &config::Job, threads: usize) -> Result<TorchOptions, String> {
+    let train = &job.train;
+    Ok(TorchOptions {
+        seed: job.seed,
+        threads,
+        decay: match train.decay_rule {
+            config::DecayRule::Classic => DecayRule::Classic,
+            config::DecayRule::Main => DecayRule::Main,
+        },
+        layer_decay: LayerDecay {
+            image: train.image_layer_decay,
+            text: train.text_layer_decay,
+        },
+        precision: train.precision,
+        loss: train.loss,
+        grad_checkpointing: train.grad_checkpointing,
+        ema: train.ema_half_life_samples.is_some(),
+        fixed_shapes: train.deterministic,
+        device: device::choose(&train.device)?,
+        ..TorchOptions::default()
+    })
 }
 
 fn failpoint(worker: WorkerId, run_dir: &Path) -> Result<Failpoint, (Exit, String)> {

@@ -1,6 +1,7 @@
 //! Which element of a state lies in which part, and under which name.
 //!
-//! The flat order is all parameters, then `exp_avg`, then `exp_avg_sq`, each in the order of the tensor table. A tensor that
+//! The flat order is all parameters, then `exp_avg`, then `exp_avg_sq`, then the weights' moving average where one is kept,
+//! each in the order of the tensor table. A tensor that
 //! lies in one part as a whole has its own name and shape; a piece of it is called `tensor[a:b]`, elements `a..b` of its
 //! row-major values. The count of applied updates stands in the last part.
 
@@ -20,7 +21,7 @@ pub const PART_ELEMENTS: usize = 16 << 20;
 const METADATA_KEY: &str = "argosy";
 /// Name of the count of applied updates.
 const APPLIED_STEPS: &str = "applied_steps";
-const PREFIXES: [&str; 3] = ["", "exp_avg.", "exp_avg_sq."];
+const PREFIXES: [&str; 4] = ["", "exp_avg.", "exp_avg_sq.", "ema."];
 
 /// What a part says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -30,16 +31,33 @@ pub(super) struct PartLabel {
     pub(super) name: StateName,
     pub(super) part: u32,
     pub(super) parts_total: u32,
+    /// Arrays of the state, each as long as the parameters.
+    #[serde(default = "arrays_without_average")]
+    pub(super) arrays: usize,
 }
 
-/// Parts of a state of `parameters` parameters.
+fn arrays_without_average() -> usize {
+    3
+}
+
+/// Parts of a state of `arrays` arrays of `parameters` elements.
 #[must_use]
-pub fn parts_total(parameters: usize) -> u32 {
-    parts_total_of(parameters, PART_ELEMENTS)
+pub fn parts_total(parameters: usize, arrays: usize) -> u32 {
+    parts_total_of(parameters, arrays, PART_ELEMENTS)
 }
 
-pub(super) fn parts_total_of(parameters: usize, part_elements: usize) -> u32 {
-    (3 * parameters).div_ceil(part_elements).max(1) as u32
+pub(super) fn parts_total_of(parameters: usize, arrays: usize, part_elements: usize) -> u32 {
+    (arrays * parameters).div_ceil(part_elements).max(1) as u32
+}
+
+/// Bytes of such a state: its arrays and the count of updates.
+pub(super) fn state_bytes(parameters: usize, arrays: usize) -> usize {
+    4 * arrays * parameters + 8
+}
+
+/// Arrays of a state of so many bytes; none when it is no state of this model.
+fn arrays_of(parameters: usize, bytes: usize) -> Option<usize> {
+    (3..=PREFIXES.len()).find(|arrays| state_bytes(parameters, *arrays) == bytes)
 }
 
 /// A run of elements of one tensor.
@@ -80,9 +98,9 @@ fn pieces(table: &[TensorSpec], parameters: usize, part: Range<usize>) -> Vec<Pi
     out
 }
 
-fn part_range(part: u32, parameters: usize, part_elements: usize) -> Range<usize> {
+fn part_range(part: u32, elements: usize, part_elements: usize) -> Range<usize> {
     let start = part as usize * part_elements;
-    start..(start + part_elements).min(3 * parameters)
+    start..(start + part_elements).min(elements)
 }
 
 fn parameters_of(table: &[TensorSpec]) -> usize {
@@ -117,23 +135,24 @@ pub(super) fn encode_part_of(
         why,
     };
     let parameters = parameters_of(table);
-    let total = parts_total_of(parameters, part_elements);
-    if part >= total || state.len() != 12 * parameters + 8 {
-        return Err(wrong(format!(
-            "this state has {total} parts and {} bytes",
-            12 * parameters + 8
-        )));
+    let arrays = arrays_of(parameters, state.len()).ok_or_else(|| {
+        let len = state.len();
+        wrong(format!("{len} bytes are no state of {parameters} parameters"))
+    })?;
+    let total = parts_total_of(parameters, arrays, part_elements);
+    if part >= total {
+        return Err(wrong(format!("this state has {total} parts")));
     }
+    let elements = arrays * parameters;
     let mut views = Vec::new();
-    let pieces = pieces(table, parameters, part_range(part, parameters, part_elements));
+    let pieces = pieces(table, parameters, part_range(part, elements, part_elements));
     for piece in &pieces {
         let data = &state[4 * piece.at.start..4 * piece.at.end];
         let view = TensorView::new(Dtype::F32, piece.shape.clone(), data).map_err(|e| wrong(e.to_string()))?;
         views.push((piece.name.as_str(), view));
     }
     if part + 1 == total {
-        let count =
-            TensorView::new(Dtype::U64, vec![1], &state[12 * parameters..]).map_err(|e| wrong(e.to_string()))?;
+        let count = TensorView::new(Dtype::U64, vec![1], &state[4 * elements..]).map_err(|e| wrong(e.to_string()))?;
         views.push((APPLIED_STEPS, count));
     }
     let label = PartLabel {
@@ -142,10 +161,29 @@ pub(super) fn encode_part_of(
         name,
         part,
         parts_total: total,
+        arrays,
     };
     let label = serde_json::to_string(&label).map_err(|e| wrong(e.to_string()))?;
     let metadata = HashMap::from([(METADATA_KEY.to_owned(), label)]);
     safetensors::serialize(views, Some(metadata)).map_err(|e| wrong(e.to_string()))
+}
+
+/// What a part's file says of itself, or why it cannot be told.
+pub(super) fn read_label(file: &[u8]) -> Result<PartLabel, String> {
+    let (_, header) = SafeTensors::read_metadata(file).map_err(|e| format!("not a safetensors file: {e}"))?;
+    let label = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
+    let label = label.ok_or("it carries no label of Argosy's")?;
+    let label: PartLabel = serde_json::from_str(label).map_err(|e| format!("its label: {e}"))?;
+    if label.version != FORMAT_VERSION {
+        return Err(format!(
+            "it has format version {}, this Argosy reads {FORMAT_VERSION}",
+            label.version
+        ));
+    }
+    if !(3..=PREFIXES.len()).contains(&label.arrays) {
+        return Err(format!("it says its state has {} arrays", label.arrays));
+    }
+    Ok(label)
 }
 
 /// Reads a part's file into its place in `state`. `key` names it in errors.
@@ -164,15 +202,15 @@ pub(super) fn decode_part_of(
         why,
     };
     let parameters = parameters_of(table);
-    let total = parts_total_of(parameters, part_elements);
-    let (_, header) = SafeTensors::read_metadata(file).map_err(|e| wrong(format!("not a safetensors file: {e}")))?;
-    let label = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
-    let label = label.ok_or_else(|| wrong("it carries no label of Argosy's".into()))?;
-    let label: PartLabel = serde_json::from_str(label).map_err(|e| wrong(format!("its label: {e}")))?;
-    if label.version != FORMAT_VERSION {
+    let label = read_label(file).map_err(wrong)?;
+    let (total, elements) = (
+        parts_total_of(parameters, label.arrays, part_elements),
+        label.arrays * parameters,
+    );
+    if state.len() != 4 * elements + 8 {
+        let arrays = label.arrays;
         return Err(wrong(format!(
-            "it has format version {}, this Argosy reads {FORMAT_VERSION}",
-            label.version
+            "its state has {arrays} arrays, the manifest's other parts do not"
         )));
     }
     if (label.part, label.parts_total, label.name) != (part, total, name) {
@@ -182,7 +220,7 @@ pub(super) fn decode_part_of(
         )));
     }
     let tensors = SafeTensors::deserialize(file).map_err(|e| wrong(e.to_string()))?;
-    let pieces = pieces(table, parameters, part_range(part, parameters, part_elements));
+    let pieces = pieces(table, parameters, part_range(part, elements, part_elements));
     let expected = pieces.len() + usize::from(part + 1 == total);
     if tensors.len() != expected {
         return Err(wrong(format!(
@@ -211,7 +249,7 @@ pub(super) fn decode_part_of(
         if count.data().len() != 8 {
             return Err(wrong(format!("tensor `{APPLIED_STEPS}` is not one number of 64 bits")));
         }
-        state[12 * parameters..].copy_from_slice(count.data());
+        state[4 * elements..].copy_from_slice(count.data());
     }
     Ok(())
 }
@@ -239,15 +277,18 @@ mod tests {
     #[test]
     fn parts_of_any_size_put_the_state_together_again() {
         let table = table();
-        let state: Vec<u8> = (0..12 * 17 + 8).map(|i| (i * 31 % 251) as u8).collect();
-        for part_elements in [1, 4, 7, 17, 50, 51, 1000] {
-            let total = parts_total_of(17, part_elements);
+        for (arrays, part_elements) in [3, 4]
+            .into_iter()
+            .flat_map(|a| [1, 4, 7, 17, 50, 51, 1000].map(|n| (a, n)))
+        {
+            let state: Vec<u8> = (0..state_bytes(17, arrays)).map(|i| (i * 31 % 251) as u8).collect();
+            let total = parts_total_of(17, arrays, part_elements);
             let mut back = vec![0; state.len()];
             for part in 0..total {
                 let file = encode_part_of("r", NAME, part, &state, &table, part_elements).unwrap();
                 decode_part_of("k", NAME, part, &file, &table, &mut back, part_elements).unwrap();
             }
-            assert_eq!(back, state, "parts of {part_elements}");
+            assert_eq!(back, state, "{arrays} arrays in parts of {part_elements}");
         }
     }
 
@@ -278,8 +319,9 @@ mod tests {
 
     #[test]
     fn parts_total_of_known_models_follows_from_their_parameters() {
-        assert_eq!(parts_total(1), 1);
-        assert_eq!(parts_total(PART_ELEMENTS), 3);
-        assert_eq!(parts_total(151_277_313), 28);
+        assert_eq!(parts_total(1, 3), 1);
+        assert_eq!(parts_total(PART_ELEMENTS, 3), 3);
+        assert_eq!(parts_total(PART_ELEMENTS, 4), 4);
+        assert_eq!(parts_total(151_277_313, 3), 28);
     }
 }

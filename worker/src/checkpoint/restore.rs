@@ -1,6 +1,6 @@
 //! A committed checkpoint's way back into one state.
 
-use super::layout::{PART_ELEMENTS, decode_part_of, parts_total};
+use super::layout::{PART_ELEMENTS, decode_part_of, parts_total, read_label, state_bytes};
 use super::{CHECKPOINTS_DIR, CheckpointError};
 use crate::engine::TensorSpec;
 use argosy_common::events::Manifest;
@@ -54,19 +54,8 @@ pub fn restore(run_dir: &Path, key: &str, name: StateName, table: &[TensorSpec])
 /// As [`restore`].
 pub fn restore_manifest(root: &Path, manifest: &Manifest, table: &[TensorSpec]) -> Result<Vec<u8>, CheckpointError> {
     let parameters: usize = table.iter().map(|s| s.len).sum();
-    let total = parts_total(parameters);
-    let in_order = manifest.parts.iter().map(|p| p.index).eq(0..total);
-    if !in_order {
-        let why = format!(
-            "it lists {} parts, this model's state has {total}",
-            manifest.parts.len()
-        );
-        return Err(CheckpointError::Manifest {
-            key: format!("of attempt {}", manifest.attempt),
-            why,
-        });
-    }
-    let mut state = vec![0; 12 * parameters + 8];
+    // How many arrays the state has stands in its parts.
+    let mut state = Vec::new();
     for part in &manifest.parts {
         let path = root.join(&part.key);
         let wrong = |why: String| CheckpointError::Part {
@@ -85,6 +74,11 @@ pub fn restore_manifest(root: &Path, manifest: &Manifest, table: &[TensorSpec]) 
         if digest64(&bytes) != part.checksum {
             return Err(wrong("its checksum is not the manifest's; the file is damaged".into()));
         }
+        if state.is_empty() {
+            let arrays = read_label(&bytes).map_err(wrong)?.arrays;
+            check_parts(manifest, parts_total(parameters, arrays))?;
+            state = vec![0; state_bytes(parameters, arrays)];
+        }
         decode_part_of(
             &part.key,
             manifest.name,
@@ -95,5 +89,23 @@ pub fn restore_manifest(root: &Path, manifest: &Manifest, table: &[TensorSpec]) 
             PART_ELEMENTS,
         )?;
     }
+    if state.is_empty() {
+        // A manifest without parts.
+        check_parts(manifest, parts_total(parameters, 3))?;
+    }
     Ok(state)
+}
+
+fn check_parts(manifest: &Manifest, total: u32) -> Result<(), CheckpointError> {
+    if manifest.parts.iter().map(|p| p.index).eq(0..total) {
+        return Ok(());
+    }
+    let why = format!(
+        "it lists {} parts, this model's state has {total}",
+        manifest.parts.len()
+    );
+    Err(CheckpointError::Manifest {
+        key: format!("of attempt {}", manifest.attempt),
+        why,
+    })
 }

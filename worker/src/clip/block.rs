@@ -1,62 +1,77 @@
-//! One residual attention block (`ResidualAttentionBlock`), whole or for the pooled token alone.
+//! One residual attention block (`ResidualAttentionBlock`), whole or for the pooled token alone, and its way back.
+//!
+//! Tokens of all sequences lie one after another as rows `[T, w]`, so that every matrix product of a block is one product
+//! whatever the sequences' lengths; only attention goes span by span.
 
-use super::params::Params;
+use super::ops::{Attended, LayerNorm, Linear, Math, Norms, Sink, attend, attend_backward, cast, gelu, gelu_backward};
+use super::params::{Leaf, Params};
 use crate::engine::Result;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-const LN_EPS: f64 = 1e-5;
-
-/// Weight and bias of a layer norm.
+/// Sequences of one length that lie together.
 #[derive(Debug)]
-pub struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    width: i64,
+pub struct Span {
+    /// First row among all tokens.
+    pub start: i64,
+    /// Sequences.
+    pub n: i64,
+    /// Tokens of each.
+    pub len: i64,
+    /// `[n, 1, 1, len]`: 0 up to the pooled token, minus infinity behind it; none where that is the last or all may look.
+    pub mask: Option<Tensor>,
 }
 
-impl LayerNorm {
-    pub(crate) fn new(params: &Params, prefix: &str) -> Result<Self> {
-        let weight = params.leaf(&format!("{prefix}.weight"))?;
-        let width = weight.size().first().copied().unwrap_or(0);
-        Ok(Self {
-            weight,
-            bias: params.leaf(&format!("{prefix}.bias"))?,
-            width,
-        })
-    }
-
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_layer_norm([self.width], Some(&self.weight), Some(&self.bias), LN_EPS, false)?)
-    }
-}
-
-/// Which token of each row a tower hands on.
+/// How the rows of a batch lie.
 #[derive(Debug)]
-pub enum Pool {
-    /// The first one; every token may attend to every token.
-    First,
-    /// Token `flat[i]` of `[n * L]` for row `i`; keys behind it are hidden by the additive `mask` `[n, 1, 1, L]`.
-    At { flat: Tensor, mask: Option<Tensor> },
+pub struct Layout {
+    pub spans: Vec<Span>,
+    /// Whether a token sees only those before it.
+    pub causal: bool,
+    /// Row of the pooled token of every sequence, in the order of the spans.
+    pub ends: Tensor,
 }
 
-impl Pool {
-    /// `[n, L, w]` to `[n, w]`.
-    fn pick(&self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::First => Ok(x.f_select(1, 0)?),
-            Self::At { flat, .. } => {
-                let width = x.size().last().copied().unwrap_or(0);
-                Ok(x.f_reshape([-1, width])?.f_index_select(0, flat)?)
-            }
-        }
-    }
+/// What a block's backward pass needs.
+#[derive(Debug)]
+pub struct Saved {
+    x: Tensor,
+    /// `None` when activations are computed again on the way back.
+    inner: Option<Inner>,
+}
 
-    fn mask(&self) -> Option<&Tensor> {
-        match self {
-            Self::First => None,
-            Self::At { mask, .. } => mask.as_ref(),
-        }
-    }
+#[derive(Debug)]
+struct Inner {
+    attention: Attention,
+    rest: Rest,
+}
+
+/// From the block's input to the mixed values.
+#[derive(Debug)]
+struct Attention {
+    norms: Norms,
+    /// Normed input, for matrix products.
+    h: Tensor,
+    /// Pooled rows of `h`, where only those ask.
+    pooled: Option<Tensor>,
+    /// Queries `[T or n, w]`; keys and values lie in `kv`, all three in a whole block.
+    q: Option<Tensor>,
+    kv: Tensor,
+    attended: Vec<Attended>,
+    mixed: Tensor,
+}
+
+/// From the mixed values to the block's output.
+#[derive(Debug)]
+struct Rest {
+    /// Output of the attention before its layer scale.
+    out: Option<Tensor>,
+    x: Tensor,
+    norms: Norms,
+    h: Tensor,
+    hidden: Tensor,
+    active: Tensor,
+    /// Output of the MLP before its layer scale.
+    mlp: Option<Tensor>,
 }
 
 /// Attention and MLP with their norms.
@@ -64,107 +79,327 @@ impl Pool {
 pub struct Block {
     ln_1: LayerNorm,
     ln_2: LayerNorm,
-    in_weight: Tensor,
-    in_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    fc_weight: Tensor,
-    fc_bias: Tensor,
-    proj_weight: Tensor,
-    proj_bias: Tensor,
-    scales: Option<(Tensor, Tensor)>,
+    qkv: Linear,
+    /// The same weights in two parts, for the pooled token.
+    q: Linear,
+    kv: Linear,
+    out: Linear,
+    fc: Linear,
+    proj: Linear,
+    scales: Option<(Leaf, Leaf)>,
     width: i64,
     heads: i64,
     quick_gelu: bool,
+    math: Math,
+    /// Names of its parameters begin so.
+    prefix: String,
 }
 
 impl Block {
     pub(crate) fn new(params: &Params, prefix: &str, heads: i64, quick_gelu: bool, scaled: bool) -> Result<Self> {
-        let get = |name: &str| params.leaf(&format!("{prefix}.{name}"));
-        let out_bias = get("attn.out_proj.bias")?;
+        let name = |name: &str| format!("{prefix}.{name}");
+        let linear = |layer: &str| {
+            Linear::new(
+                params,
+                &name(&format!("{layer}.weight")),
+                Some(&name(&format!("{layer}.bias"))),
+            )
+        };
+        let width = params.spec(&name("ln_1.weight"))?.len as i64;
+        let qkv = Linear::new(params, &name("attn.in_proj_weight"), Some(&name("attn.in_proj_bias")))?;
+        let scales = scaled.then(|| {
+            Ok::<_, crate::engine::EngineError>((params.leaf(&name("ls_1.gamma"))?, params.leaf(&name("ls_2.gamma"))?))
+        });
         Ok(Self {
-            ln_1: LayerNorm::new(params, &format!("{prefix}.ln_1"))?,
-            ln_2: LayerNorm::new(params, &format!("{prefix}.ln_2"))?,
-            in_weight: get("attn.in_proj_weight")?,
-            in_bias: get("attn.in_proj_bias")?,
-            out_weight: get("attn.out_proj.weight")?,
-            fc_weight: get("mlp.c_fc.weight")?,
-            fc_bias: get("mlp.c_fc.bias")?,
-            proj_weight: get("mlp.c_proj.weight")?,
-            proj_bias: get("mlp.c_proj.bias")?,
-            scales: if scaled {
-                Some((get("ls_1.gamma")?, get("ls_2.gamma")?))
-            } else {
-                None
-            },
-            width: out_bias.size().first().copied().unwrap_or(0),
-            out_bias,
+            ln_1: LayerNorm::new(params, &name("ln_1"))?,
+            ln_2: LayerNorm::new(params, &name("ln_2"))?,
+            q: qkv.outputs(0, width)?,
+            kv: qkv.outputs(width, 2 * width)?,
+            qkv,
+            out: linear("attn.out_proj")?,
+            fc: linear("mlp.c_fc")?,
+            proj: linear("mlp.c_proj")?,
+            scales: scales.transpose()?,
+            width,
             heads,
             quick_gelu,
+            math: params.math(),
+            prefix: prefix.to_owned(),
         })
     }
 
-    /// `[n, L, w]` to `[n, L, w]`.
-    pub(crate) fn forward(&self, x: &Tensor, causal: bool) -> Result<Tensor> {
-        let (n, len, _) = x.size3()?;
-        let qkv = self.ln_1.forward(x)?.f_linear(&self.in_weight, Some(&self.in_bias))?;
-        let qkv = qkv
-            .f_view([n, len, 3, self.heads, self.width / self.heads])?
-            .f_permute([2, 0, 3, 1, 4])?;
-        let (q, k, v) = (qkv.f_select(0, 0)?, qkv.f_select(0, 1)?, qkv.f_select(0, 2)?);
-        let none = None::<&Tensor>;
-        let mixed = Tensor::f_scaled_dot_product_attention(&q, &k, &v, none, 0.0, causal, None, false)?;
-        self.rest(x, &mixed.f_transpose(1, 2)?.f_reshape([n, len, self.width])?)
+    /// Names of this block's parameters begin so.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
     }
 
-    /// `[n, L, w]` to the pooled token's `[n, w]`. In a tower's last block only that token's output is read, so only its
-    /// query, its output projection and its MLP are computed: the same numbers for a fraction of the work.
-    pub(crate) fn forward_pooled(&self, x: &Tensor, pool: &Pool) -> Result<Tensor> {
-        let (n, len, w) = x.size3()?;
-        let h = self.ln_1.forward(x)?;
-        let part = |of: &Tensor, start: i64, rows: i64| of.f_narrow(0, start * w, rows * w);
-        let q = pool
-            .pick(&h)?
-            .f_linear(&part(&self.in_weight, 0, 1)?, Some(&part(&self.in_bias, 0, 1)?))?;
-        let kv = h.f_linear(&part(&self.in_weight, 1, 2)?, Some(&part(&self.in_bias, 1, 2)?))?;
-        let kv = kv
-            .f_view([n, len, 2, self.heads, w / self.heads])?
-            .f_permute([2, 0, 3, 1, 4])?;
-        let q = q.f_view([n, 1, self.heads, w / self.heads])?.f_transpose(1, 2)?;
-        let (k, v) = (kv.f_select(0, 0)?, kv.f_select(0, 1)?);
-        let mixed = Tensor::f_scaled_dot_product_attention(&q, &k, &v, pool.mask(), 0.0, false, None, false)?;
-        self.rest(&pool.pick(x)?, &mixed.f_transpose(1, 2)?.f_reshape([n, w])?)
-    }
-
-    /// Output projection, residual, MLP, residual; any leading shape.
-    fn rest(&self, x: &Tensor, mixed: &Tensor) -> Result<Tensor> {
-        let out = mixed.f_linear(&self.out_weight, Some(&self.out_bias))?;
-        let x = match &self.scales {
-            Some((first, _)) => x.f_add(&out.f_mul(first)?)?,
-            None => x.f_add(&out)?,
+    /// Rows `[T, w]` to `[T, w]` or, `pooled`, to the pooled tokens' `[n, w]`: in a tower's last block only those outputs are
+    /// read, so only their queries, projections and MLPs are computed. Keeps activations unless `lean`.
+    pub(crate) fn forward(&self, x: &Tensor, layout: &Layout, pooled: bool, lean: bool) -> Result<(Tensor, Saved)> {
+        let (y, inner) = self.run(x, layout, pooled)?;
+        let saved = Saved {
+            x: x.shallow_clone(),
+            inner: (!lean).then_some(inner),
         };
-        let hidden = self.ln_2.forward(&x)?.f_linear(&self.fc_weight, Some(&self.fc_bias))?;
-        let hidden = if self.quick_gelu {
-            hidden.f_mul(&hidden.f_mul_scalar(1.702)?.f_sigmoid()?)?
+        Ok((y, saved))
+    }
+
+    fn run(&self, x: &Tensor, layout: &Layout, pooled: bool) -> Result<(Tensor, Inner)> {
+        let attention = self.attention(x, layout, pooled)?;
+        let x = if pooled {
+            x.f_index_select(0, &layout.ends)?
         } else {
-            hidden.f_gelu("none")?
+            x.shallow_clone()
         };
-        let out = hidden.f_linear(&self.proj_weight, Some(&self.proj_bias))?;
-        Ok(match &self.scales {
-            Some((_, second)) => x.f_add(&out.f_mul(second)?)?,
-            None => x.f_add(&out)?,
+        let (y, rest) = self.rest(&x, &attention.mixed)?;
+        Ok((y, Inner { attention, rest }))
+    }
+
+    fn attention(&self, x: &Tensor, layout: &Layout, pooled: bool) -> Result<Attention> {
+        let (h, norms) = self.ln_1.forward(x)?;
+        let h = cast(&h, self.math.gemm)?;
+        let (pooled, q, kv) = if pooled {
+            let at_ends = h.f_index_select(0, &layout.ends)?;
+            let q = self.q.forward(&at_ends, None)?;
+            (Some(at_ends), Some(q), self.kv.forward(&h, None)?)
+        } else {
+            (None, None, self.qkv.forward(&h, None)?)
+        };
+        let (mut parts, mut attended) = (Vec::new(), Vec::new());
+        for view in self.views(layout, q.as_ref(), &kv)? {
+            let causal = layout.causal && q.is_none();
+            let mask = if q.is_some() { view.span.mask.as_ref() } else { None };
+            let (out, saved) = attend([&view.q, &view.k, &view.v], causal, mask)?;
+            parts.push(out.f_transpose(1, 2)?.f_reshape([-1, self.width])?);
+            attended.push(saved);
+        }
+        let mixed = match parts.len() {
+            1 => parts.remove(0),
+            _ => Tensor::f_cat(&parts, 0)?,
+        };
+        Ok(Attention {
+            norms,
+            h,
+            pooled,
+            q,
+            kv,
+            attended,
+            mixed,
         })
+    }
+
+    /// Output projection, residual, MLP, residual.
+    fn rest(&self, x: &Tensor, mixed: &Tensor) -> Result<(Tensor, Rest)> {
+        let stream = self.math.stream;
+        let add = |layer: &Linear, from: &Tensor, to: &Tensor, scale: Option<&Leaf>| match scale {
+            None => Ok::<_, crate::engine::EngineError>((cast(&layer.forward(from, Some(to))?, stream)?, None)),
+            Some(scale) => {
+                let out = layer.forward(from, None)?;
+                let scaled = out.f_mul(scale.at(self.math.gemm))?;
+                Ok((cast(&to.f_add(&scaled)?, stream)?, Some(out)))
+            }
+        };
+        let (first, second) = match &self.scales {
+            Some((a, b)) => (Some(a), Some(b)),
+            None => (None, None),
+        };
+        let (x, out) = add(&self.out, mixed, x, first)?;
+        let (h, norms) = self.ln_2.forward(&x)?;
+        let h = cast(&h, self.math.gemm)?;
+        let hidden = self.fc.forward(&h, None)?;
+        let active = gelu(&hidden, self.quick_gelu)?;
+        let (y, mlp) = add(&self.proj, &active, &x, second)?;
+        let rest = Rest {
+            out,
+            x,
+            norms,
+            h,
+            hidden,
+            active,
+            mlp,
+        };
+        Ok((y, rest))
+    }
+
+    /// The gradient of the block's input from that of its output, `[T, w]` each or, `pooled`, `[n, w]` of the output.
+    pub(crate) fn backward(
+        &self,
+        saved: Saved,
+        layout: &Layout,
+        pooled: bool,
+        dy: Tensor,
+        sink: Sink,
+    ) -> Result<Tensor> {
+        let Inner { attention, rest } = match saved.inner {
+            Some(inner) => inner,
+            None => self.run(&saved.x, layout, pooled)?.1,
+        };
+        let (residual, d_mixed) = self.rest_backward(rest, &attention.mixed, dy, sink)?;
+        let dx = self.attention_backward(&saved.x, attention, layout, &d_mixed, &residual, sink)?;
+        cast(&dx, self.math.stream)
+    }
+
+    /// Gradients of the residual path before the attention's output joins it, and of the mixed values.
+    fn rest_backward(&self, rest: Rest, mixed: &Tensor, dy: Tensor, sink: Sink) -> Result<(Tensor, Tensor)> {
+        let gemm = self.math.gemm;
+        // Through a layer scale: its own gradient, then that of what it scaled.
+        let unscale = |dy: &Tensor, scale: Option<&Leaf>, out: Option<&Tensor>| match (scale, out) {
+            (Some(scale), Some(out)) => {
+                let product = dy.f_mul(out)?;
+                sink.put(
+                    &scale.grad,
+                    &product.f_sum_dim_intlist([0i64].as_slice(), false, Kind::Float)?,
+                )?;
+                cast(&dy.f_mul(scale.at(gemm))?, gemm)
+            }
+            _ => cast(dy, gemm),
+        };
+        let scales = self.scales.as_ref();
+        let d_mlp = unscale(&dy, scales.map(|s| &s.1), rest.mlp.as_ref())?;
+        let d_active = self.proj.backward(&rest.active, &d_mlp, sink)?;
+        let d_hidden = gelu_backward(&rest.hidden, &d_active, self.quick_gelu)?;
+        let d_h = self.fc.backward(&rest.h, &d_hidden, sink)?;
+        let dx = self.ln_2.backward(&rest.x, &rest.norms, &d_h, sink)?.f_add_(&dy)?;
+        let dx = cast(&dx, self.math.stream)?;
+        let d_out = unscale(&dx, scales.map(|s| &s.0), rest.out.as_ref())?;
+        let d_mixed = self.out.backward(mixed, &d_out, sink)?;
+        Ok((dx, d_mixed))
+    }
+
+    /// The gradient of the block's input: through the attention, and the residual's joined to it.
+    fn attention_backward(
+        &self,
+        x: &Tensor,
+        saved: Attention,
+        layout: &Layout,
+        d_mixed: &Tensor,
+        residual: &Tensor,
+        sink: Sink,
+    ) -> Result<Tensor> {
+        let d_kv = saved.kv.f_empty_like()?;
+        let d_q = saved.q.as_ref().map(Tensor::f_empty_like).transpose()?;
+        let (views, into) = (
+            self.views(layout, saved.q.as_ref(), &saved.kv)?,
+            self.views(layout, d_q.as_ref(), &d_kv)?,
+        );
+        let mut row = 0;
+        for ((view, into), attended) in views.iter().zip(into).zip(&saved.attended) {
+            let asking = view.q.size()[2];
+            let d_out = d_mixed.f_narrow(0, row, view.span.n * asking)?;
+            row += view.span.n * asking;
+            let d_out = d_out
+                .f_view([view.span.n, asking, self.heads, self.width / self.heads])?
+                .f_transpose(1, 2)?;
+            let causal = layout.causal && saved.q.is_none();
+            let parts = attend_backward([&view.q, &view.k, &view.v], causal, attended, &d_out)?;
+            for (mut into, part) in [into.q, into.k, into.v].into_iter().zip(parts) {
+                into.f_copy_(&part)?;
+            }
+        }
+        let d_h = match (&saved.pooled, &d_q) {
+            (Some(pooled), Some(d_q)) => {
+                let mut d_h = self.kv.backward(&saved.h, &d_kv, sink)?;
+                d_h.f_index_add_(0, &layout.ends, &self.q.backward(pooled, d_q, sink)?)?
+            }
+            _ => self.qkv.backward(&saved.h, &d_kv, sink)?,
+        };
+        let mut dx = self.ln_1.backward(x, &saved.norms, &d_h, sink)?;
+        let residual = cast(residual, dx.kind())?;
+        Ok(match saved.q {
+            Some(_) => dx.f_index_add_(0, &layout.ends, &residual)?,
+            None => dx.f_add_(&residual)?,
+        })
+    }
+
+    /// Queries, keys and values of every span, `[n, heads, len, w / heads]`, as views.
+    fn views<'a>(&self, layout: &'a Layout, q: Option<&Tensor>, kv: &Tensor) -> Result<Vec<View<'a>>> {
+        let (heads, head) = (self.heads, self.width / self.heads);
+        let mut out = Vec::with_capacity(layout.spans.len());
+        let mut first = 0;
+        for span in &layout.spans {
+            let parts = if q.is_some() { 2 } else { 3 };
+            let packed = kv
+                .f_narrow(0, span.start, span.n * span.len)?
+                .f_view([span.n, span.len, parts, heads, head])?
+                .f_permute([2, 0, 3, 1, 4])?;
+            let asking = match q {
+                Some(q) => q
+                    .f_narrow(0, first, span.n)?
+                    .f_view([span.n, 1, heads, head])?
+                    .f_transpose(1, 2)?,
+                None => packed.f_select(0, 0)?,
+            };
+            first += span.n;
+            out.push(View {
+                span,
+                q: asking,
+                k: packed.f_select(0, parts - 2)?,
+                v: packed.f_select(0, parts - 1)?,
+            });
+        }
+        Ok(out)
     }
 }
 
-/// Runs all blocks; the last one for the pooled token alone. `[n, L, w]` to `[n, w]`.
-pub(crate) fn run_pooled(blocks: &[Block], x: Tensor, causal: bool, pool: &Pool) -> Result<Tensor> {
-    let Some((last, first)) = blocks.split_last() else {
-        return pool.pick(&x);
-    };
-    let mut x = x;
-    for block in first {
-        x = block.forward(&x, causal)?;
+/// One span's attention.
+struct View<'a> {
+    span: &'a Span,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+}
+
+/// All blocks of a tower; the last one for the pooled tokens alone.
+#[derive(Debug)]
+pub struct Blocks(Vec<Block>);
+
+/// What [`Blocks::backward`] needs.
+#[derive(Debug)]
+pub struct SavedBlocks(Vec<Saved>);
+
+impl Blocks {
+    pub(crate) fn new(blocks: Vec<Block>) -> Self {
+        Self(blocks)
     }
-    last.forward_pooled(&x, pool)
+
+    /// Rows `[T, w]` to the pooled tokens' `[n, w]`. With `keep` nothing needed for the way back is lost; `lean` keeps the
+    /// blocks' inputs alone and computes the rest again there.
+    pub(crate) fn forward(&self, x: Tensor, layout: &Layout, keep: bool, lean: bool) -> Result<(Tensor, SavedBlocks)> {
+        let mut saved = Vec::new();
+        let mut x = x;
+        for (at, block) in self.0.iter().enumerate() {
+            let (y, own) = block.forward(&x, layout, at + 1 == self.0.len(), lean || !keep)?;
+            if keep {
+                saved.push(own);
+            }
+            x = y;
+        }
+        if self.0.is_empty() {
+            x = x.f_index_select(0, &layout.ends)?;
+        }
+        Ok((x, SavedBlocks(saved)))
+    }
+
+    /// The gradient of the rows `[T, w]` from that of the pooled tokens `[n, w]`; `done` hears of every block whose
+    /// gradients are final, last block first.
+    pub(crate) fn backward(
+        &self,
+        saved: SavedBlocks,
+        layout: &Layout,
+        dy: Tensor,
+        sink: Sink,
+        done: &mut dyn FnMut(&str),
+    ) -> Result<Tensor> {
+        let mut dx = dy;
+        for (at, (block, saved)) in self.0.iter().zip(saved.0).enumerate().rev() {
+            dx = block.backward(saved, layout, at + 1 == self.0.len(), dx, sink)?;
+            done(block.prefix());
+        }
+        if self.0.is_empty() {
+            let rows: i64 = layout.spans.iter().map(|s| s.n * s.len).sum();
+            let mut whole = Tensor::f_zeros([rows, dx.size()[1]], (dx.kind(), dx.device()))?;
+            dx = whole.f_index_add_(0, &layout.ends, &dx)?;
+        }
+        Ok(dx)
+    }
 }

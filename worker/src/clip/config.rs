@@ -55,6 +55,10 @@ pub struct ModelConfig {
     pub quick_gelu: bool,
     pub vision: VisionConfig,
     pub text: TextConfig,
+    /// Logarithm of the logits' first scale.
+    pub init_logit_scale: f64,
+    /// First bias of the logits, where the model has one (the sigmoid loss wants it).
+    pub init_logit_bias: Option<f64>,
     /// The `model_cfg` object as read, for checkpoints and exports.
     pub source: Value,
 }
@@ -131,7 +135,18 @@ fn fixed_text() -> Value {
     })
 }
 
+/// `ln(1 / 0.07)`.
+const INIT_LOGIT_SCALE: f64 = 2.659_260_036_932_778;
+
 impl ModelConfig {
+    /// Gives the model what `--siglip` gives it (open_clip_train 3.3.0, `main.py`): a scale of 10 and a bias of -10 at first.
+    pub fn make_siglip(&mut self) {
+        (self.init_logit_scale, self.init_logit_bias) = (10.0f64.ln(), Some(-10.0));
+        if let Some(map) = self.source.as_object_mut() {
+            map.insert("init_logit_scale".into(), self.init_logit_scale.into());
+            map.insert("init_logit_bias".into(), (-10.0).into());
+        }
+    }
     /// A configuration that ships with Argosy, under OpenCLIP's name.
     ///
     /// # Errors
@@ -171,12 +186,16 @@ impl ModelConfig {
         let quick_gelu = keys.flag("quick_gelu", false)?;
         let vision = vision(object("vision_cfg", keys.take("vision_cfg"))?)?;
         let text = text(object("text_cfg", keys.take("text_cfg"))?)?;
-        keys.finish(&serde_json::json!({"custom_text": false, "init_logit_bias": null}))?;
+        let init_logit_scale = keys.float("init_logit_scale")?.unwrap_or(INIT_LOGIT_SCALE);
+        let init_logit_bias = keys.float("init_logit_bias")?;
+        keys.finish(&serde_json::json!({"custom_text": false}))?;
         Ok(Self {
             embed_dim,
             quick_gelu,
             vision,
             text,
+            init_logit_scale,
+            init_logit_bias,
             source: value.clone(),
         })
     }

@@ -10,14 +10,12 @@ pub struct Group {
     pub longest: usize,
 }
 
-/// Cost of one more group, in token positions: its kernels' fixed work. About what 16 small kernels cost in time.
-const GROUP_COST: usize = 192;
 /// More groups never paid on the captions tried.
-const GROUPS_MAX: usize = 4;
+const GROUPS_MAX: usize = 24;
 
-/// Splits rows into at most [`GROUPS_MAX`] groups so that `sum(rows * longest) + groups * GROUP_COST` is least.
+/// Splits rows into at most [`GROUPS_MAX`] groups so that `sum(rows * longest) + groups * group_cost` is least.
 #[must_use]
-pub fn by_length(lengths: &[u16]) -> Vec<Group> {
+pub fn by_length(lengths: &[u16], group_cost: usize) -> Vec<Group> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&row| (lengths[row], row));
     // Runs of equal length: (length, rows up to and including this run).
@@ -28,7 +26,7 @@ pub fn by_length(lengths: &[u16]) -> Vec<Group> {
             _ => runs.push((usize::from(lengths[row]), seen + 1)),
         }
     }
-    let ends = best_cuts(&runs);
+    let ends = best_cuts(&runs, group_cost);
     let mut groups = Vec::new();
     let mut start = 0;
     for end in ends {
@@ -43,12 +41,12 @@ pub fn by_length(lengths: &[u16]) -> Vec<Group> {
 }
 
 /// Last run of every group of the cheapest split, by dynamic programming over runs (at most one per length).
-fn best_cuts(runs: &[(usize, usize)]) -> Vec<usize> {
+fn best_cuts(runs: &[(usize, usize)], group_cost: usize) -> Vec<usize> {
     if runs.is_empty() {
         return Vec::new();
     }
     let before = |run: usize| if run == 0 { 0 } else { runs[run - 1].1 };
-    let cost = |from: usize, to: usize| (runs[to].1 - before(from)) * runs[to].0 + GROUP_COST;
+    let cost = |from: usize, to: usize| (runs[to].1 - before(from)) * runs[to].0 + group_cost;
     // table[k][j]: cheapest split of runs 0..=j into k + 1 groups, and where its last group begins.
     let mut table: Vec<Vec<(usize, usize)>> = vec![(0..runs.len()).map(|j| (cost(0, j), 0)).collect()];
     for k in 1..GROUPS_MAX.min(runs.len()) {
@@ -75,6 +73,8 @@ fn best_cuts(runs: &[(usize, usize)]) -> Vec<usize> {
 mod tests {
     use super::*;
 
+    const GROUP_COST: usize = 40;
+
     fn total(groups: &[Group]) -> usize {
         groups.iter().map(|g| g.rows.len() * g.longest + GROUP_COST).sum()
     }
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn groups_cover_every_row_once_and_none_is_cut_short() {
         let lengths: Vec<u16> = (0..500u32).map(|i| (3 + (i * i * 7) % 60) as u16).collect();
-        let groups = by_length(&lengths);
+        let groups = by_length(&lengths, GROUP_COST);
         let mut seen: Vec<usize> = groups.iter().flat_map(|g| g.rows.clone()).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..500).collect::<Vec<_>>());
@@ -119,13 +119,13 @@ mod tests {
                 sum
             })
             .min();
-        assert_eq!(Some(total(&by_length(&lengths))), best);
+        assert_eq!(Some(total(&by_length(&lengths, GROUP_COST))), best);
     }
 
     #[test]
     fn groups_of_nothing_or_equal_lengths_are_none_or_one() {
-        assert!(by_length(&[]).is_empty());
-        let one = by_length(&[5; 9]);
+        assert!(by_length(&[], 1).is_empty());
+        let one = by_length(&[5; 9], 1);
         assert_eq!((one.len(), one[0].longest, one[0].rows.len()), (1, 5, 9));
     }
 }

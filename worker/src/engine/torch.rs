@@ -1,20 +1,23 @@
 //! The engine that trains: libtorch on one thread.
 
+mod passes;
+
 use super::{
-    ApplyHyper, ApplyOut, Encoded, Engine, EngineError, GatheredLse, LossOut, OwnLse, Result, RowsIn,
+    ApplyHyper, ApplyOut, Encoded, Engine, EngineError, GatheredLse, LossOut, OwnLse, Ready, Result, RowsIn,
     STATE_CHUNK_BYTES, SparseTable, TensorSpec, expect_len, hash_state_bytes,
 };
 use crate::clip::params::LOGIT_SCALE_MAX;
-use crate::clip::text::TextOut;
-use crate::clip::{Clip, Images, ModelConfig, Params, Preprocess, to_vec};
+use crate::clip::{Clip, Held, Images, Math, ModelConfig, Params, Preprocess, Rounded, to_vec};
 use crate::loss::{self, OwnRows};
-use crate::optim::{AdamW, DecayRule};
-use argosy_torch_ext::{FlatBuffer, backward};
+use crate::optim::{AdamW, DecayRule, LayerDecay, Treatment};
+use argosy_common::config::{Loss, Precision};
+use argosy_torch_ext::{FlatBuffer, pool_install};
+use passes::{Inputs, Step, StepLoss, pieces_of};
 use std::collections::BTreeMap;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// What a [`TorchEngine`] needs to know beyond the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TorchOptions {
     /// Initial weights are a function of this and the configuration.
     pub seed: u64,
@@ -22,8 +25,20 @@ pub struct TorchOptions {
     pub threads: usize,
     /// What decays.
     pub decay: DecayRule,
+    /// How learning rates fall towards the inputs.
+    pub layer_decay: LayerDecay,
     /// Edge of a tile of logits.
     pub tile: usize,
+    /// In which numbers the towers compute.
+    pub precision: Precision,
+    pub loss: Loss,
+    /// Keeps the blocks' inputs alone for the way back and computes the rest again there.
+    pub grad_checkpointing: bool,
+    /// Keeps a moving average of the weights, as a fourth array of the state.
+    pub ema: bool,
+    /// Refuses to choose smaller micro-batches when memory is short, since they would change bits (rule N4).
+    pub fixed_shapes: bool,
+    pub device: Device,
 }
 
 impl Default for TorchOptions {
@@ -32,7 +47,30 @@ impl Default for TorchOptions {
             seed: 0,
             threads: 1,
             decay: DecayRule::Classic,
-            tile: 2048,
+            layer_decay: LayerDecay::default(),
+            tile: 1024,
+            precision: Precision::Fp32,
+            loss: Loss::Clip,
+            grad_checkpointing: false,
+            ema: false,
+            fixed_shapes: false,
+            device: Device::Cpu,
+        }
+    }
+}
+
+impl TorchOptions {
+    fn held(&self) -> Held {
+        let (gemm, stream, rounded) = match self.precision {
+            Precision::Fp32 => (Kind::Float, Kind::Float, Rounded::None),
+            Precision::AmpBf16 => (Kind::BFloat16, Kind::Float, Rounded::None),
+            Precision::Bf16 => (Kind::BFloat16, Kind::BFloat16, Rounded::Products),
+            Precision::PureBf16 => (Kind::BFloat16, Kind::BFloat16, Rounded::All),
+        };
+        Held {
+            math: Math { gemm, stream },
+            rounded,
+            device: self.device,
         }
     }
 }
@@ -45,37 +83,22 @@ pub struct TorchEngine {
     params: Params,
     clip: Clip,
     adam: AdamW,
+    /// Moving average of the weights `[P]`, where one is kept.
+    ema: Option<FlatBuffer>,
     scale_at: usize,
+    bias_at: Option<usize>,
     /// Rows of the token table that this step's captions use, ascending.
     touched: Vec<u32>,
     step: Option<Step>,
     /// Steps of lanes put aside, with the rows of the token table that each uses.
     parked: BTreeMap<u32, (Step, Vec<u32>)>,
-}
-
-/// What one step holds between calls.
-#[derive(Debug)]
-struct Step {
-    pieces: Pieces,
-    rows: usize,
-    loss: Option<OwnRows>,
-}
-
-#[derive(Debug)]
-enum Pieces {
-    /// No rows of our own.
-    None,
-    /// Features with their graph.
-    Kept { images: Tensor, texts: TextOut },
-    /// Inputs, to be encoded again piece by piece (GradCache, Gao et al. 2021).
-    Again { inputs: Inputs, micro_rows: usize },
-}
-
-#[derive(Debug)]
-struct Inputs {
-    images: Images,
-    tokens: Vec<i32>,
-    lengths: Vec<u16>,
+    /// Rows that memory holds at once, as far as is known.
+    rows_fit: usize,
+    /// What people should hear of, since they were last told.
+    notices: Vec<String>,
+    /// Rows beyond which a test wants memory to be short.
+    #[cfg(test)]
+    rows_allowed: usize,
 }
 
 /// Sets libtorch's threads inside one operation, for the whole process; 0 leaves its own choice.
@@ -86,26 +109,51 @@ pub fn set_threads(threads: usize) {
 }
 
 impl TorchEngine {
-    /// A model with initial weights drawn from `options.seed`.
+    /// A model with initial weights drawn from `options.seed`. The sigmoid loss needs a model with a bias: see
+    /// [`ModelConfig::make_siglip`].
     ///
     /// # Errors
-    /// When memory cannot be had.
+    /// When memory cannot be had, or the model does not fit the loss.
     pub fn new(config: &ModelConfig, preprocess: &Preprocess, options: TorchOptions) -> Result<Self> {
         set_threads(options.threads);
-        let params = Params::new(config, options.seed)?;
+        pool_install();
+        let params = Params::held(config, options.seed, options.held())?;
         let clip = Clip::new(config, preprocess, &params)?;
-        let adam = AdamW::new(&params, options.decay)?;
+        let (images, texts) = (config.vision.layers, config.text.layers);
+        let adam = AdamW::new(&params, |spec| Treatment {
+            decays: options.decay.decays(&spec.name, &spec.shape),
+            lr_factor: options.layer_decay.factor(&spec.name, images, texts),
+        })?;
         let scale_at = params.spec("logit_scale")?.offset;
+        let bias_at = params.spec("logit_bias").ok().map(|spec| spec.offset);
+        // (The softmax loss does not see a bias; its gradient is zero there.)
+        if options.loss == Loss::Siglip && bias_at.is_none() {
+            let why = "the sigmoid loss needs a model with init_logit_bias";
+            return Err(EngineError::State(why.into()));
+        }
+        let mut ema = options
+            .ema
+            .then(|| FlatBuffer::zeros(params.values.len()))
+            .transpose()?;
+        if let Some(ema) = &mut ema {
+            ema.as_mut_slice().copy_from_slice(params.values.as_slice());
+        }
         Ok(Self {
             config: config.clone(),
             options,
             params,
             clip,
             adam,
+            ema,
             scale_at,
+            bias_at,
             touched: Vec::new(),
             step: None,
             parked: BTreeMap::new(),
+            rows_fit: usize::MAX,
+            notices: Vec::new(),
+            #[cfg(test)]
+            rows_allowed: usize::MAX,
         })
     }
 
@@ -119,6 +167,12 @@ impl TorchEngine {
     #[must_use]
     pub fn params(&self) -> &Params {
         &self.params
+    }
+
+    /// Moving average of the weights `[P]`, where one is kept.
+    #[must_use]
+    pub fn ema(&self) -> Option<&FlatBuffer> {
+        self.ema.as_ref()
     }
 
     /// Overwrites the weights from a safetensors file's bytes; moments become zero.
@@ -161,87 +215,24 @@ impl TorchEngine {
         )
     }
 
-    fn begin(&mut self, inputs: Inputs, micro_rows: usize) -> Result<Encoded> {
-        self.step = None;
-        let (rows, dim, micro_rows) = (inputs.lengths.len(), self.feature_dim(), micro_rows.max(1));
-        expect_len("tokens", rows * self.context_length(), inputs.tokens.len())?;
-        self.touched = used_ids(&inputs.tokens, &inputs.lengths, self.context_length());
-        let mut out = Encoded {
-            dim,
-            f: Vec::new(),
-            g: Vec::new(),
-        };
-        let pieces = if rows == 0 {
-            Pieces::None
-        } else if rows <= micro_rows {
-            let images = self.clip.vision.encode(&inputs.images)?;
-            let texts = self.clip.text.encode(&inputs.tokens, &inputs.lengths)?;
-            (out.f, out.g) = (to_vec(&images)?, to_vec(&texts.features)?);
-            Pieces::Kept { images, texts }
-        } else {
-            let _guard = tch::no_grad_guard();
-            for (start, len) in pieces_of(rows, micro_rows) {
-                let (images, texts) = self.encode_piece(&inputs, start, len)?;
-                out.f.extend(to_vec(&images)?);
-                out.g.extend(to_vec(&texts.features)?);
-            }
-            Pieces::Again { inputs, micro_rows }
-        };
-        self.step = Some(Step {
-            pieces,
-            rows,
-            loss: None,
-        });
-        Ok(out)
-    }
-
-    fn encode_piece(&self, inputs: &Inputs, start: usize, len: usize) -> Result<(Tensor, TextOut)> {
-        let context = self.context_length();
-        let images = self
-            .clip
-            .vision
-            .encode(&inputs.images.narrow(start as i64, len as i64)?)?;
-        let tokens = &inputs.tokens[start * context..(start + len) * context];
-        let texts = self.clip.text.encode(tokens, &inputs.lengths[start..start + len])?;
-        Ok((images, texts))
-    }
-
     fn byte_images(&self, rows: usize, pixels: &[u8]) -> Result<Images> {
         let s = self.image_size();
         expect_len("pixels", rows * s * s * 3, pixels.len())?;
-        Ok(Images::Bytes(Tensor::f_from_slice(pixels)?.f_view([
-            rows as i64,
-            s as i64,
-            s as i64,
-            3,
-        ])?))
+        let shape = [rows as i64, s as i64, s as i64, 3];
+        Ok(Images::Bytes(Tensor::f_from_slice(pixels)?.f_view(shape)?))
     }
 
-    /// Backward through the towers; adds into the flat gradient.
-    fn towers_backward(&self, pieces: Pieces, rows: usize, d_f: &Tensor, d_g: &Tensor) -> Result<()> {
-        match pieces {
-            Pieces::None => Ok(()),
-            Pieces::Kept { images, texts } => {
-                backward(&[&images, &texts.features], &[d_f, d_g])?;
-                self.clip.text.finish_backward(&texts)
-            }
-            Pieces::Again { inputs, micro_rows } => {
-                for (start, len) in pieces_of(rows, micro_rows) {
-                    let (images, texts) = self.encode_piece(&inputs, start, len)?;
-                    let cut = |x: &Tensor| x.f_narrow(0, start as i64, len as i64);
-                    backward(&[&images, &texts.features], &[&cut(d_f)?, &cut(d_g)?])?;
-                    self.clip.text.finish_backward(&texts)?;
-                }
-                Ok(())
-            }
-        }
+    /// Arrays of the state in order, `[P]` each.
+    fn arrays(&self) -> Vec<&FlatBuffer> {
+        let moments = [&self.params.values, &self.adam.exp_avg, &self.adam.exp_avg_sq];
+        moments.into_iter().chain(self.ema.as_ref()).collect()
     }
-}
 
-fn pieces_of(rows: usize, micro_rows: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..rows)
-        .step_by(micro_rows)
-        .map(move |start| (start, micro_rows.min(rows - start)))
+    /// The learned bias of the logits, where there is one.
+    fn logit_bias(&self) -> f64 {
+        self.bias_at
+            .map_or(0.0, |at| f64::from(self.params.values.as_slice()[at]))
+    }
 }
 
 /// The different ids up to each caption's end, ascending.
@@ -290,42 +281,80 @@ impl Engine for TorchEngine {
     }
 
     fn own_lse(&mut self, own: &[u32], valid_rows: usize, f_all: &[f32], g_all: &[f32]) -> Result<OwnLse> {
-        let (dim, scale, tile) = (self.feature_dim(), self.logit_scale(), self.options.tile);
-        let step = self
+        let dim = self.feature_dim();
+        let rows = self
             .step
-            .as_mut()
+            .as_ref()
+            .map(Step::rows)
             .ok_or_else(|| EngineError::Protocol("own_lse before encode".into()))?;
-        expect_len("own", step.rows, own.len())?;
+        expect_len("own", rows, own.len())?;
+        let device = self.options.device;
         let (f, g) = (
-            matrix("f_all", f_all, valid_rows, dim)?,
-            matrix("g_all", g_all, valid_rows, dim)?,
+            matrix("f_all", f_all, valid_rows, dim)?.f_to_device(device)?,
+            matrix("g_all", g_all, valid_rows, dim)?.f_to_device(device)?,
         );
-        let (rows, lse) = OwnRows::begin(&f, &g, own, scale, tile)?;
-        step.loss = Some(rows);
-        Ok(OwnLse {
-            r: to_vec(&lse.r)?,
-            c: to_vec(&lse.c)?,
-            diag: to_vec(&lse.diag)?,
-        })
+        let (scale, bias, tile) = (self.logit_scale(), self.logit_bias(), self.options.tile);
+        let (out, begun) = match self.options.loss {
+            Loss::Clip => {
+                let (rows, lse) = self.retry(|_| OwnRows::begin(&f, &g, own, scale, tile))?;
+                let out = OwnLse {
+                    r: to_vec(&lse.r)?,
+                    c: to_vec(&lse.c)?,
+                    diag: to_vec(&lse.diag)?,
+                };
+                (out, StepLoss::Softmax(rows))
+            }
+            Loss::Siglip => {
+                let done = self.retry(|_| loss::sigmoid(&f, &g, own, scale, bias, tile))?;
+                let zeros = vec![0.0; own.len()];
+                let out = OwnLse {
+                    r: to_vec(&done.rows)?,
+                    c: zeros.clone(),
+                    diag: zeros,
+                };
+                (out, StepLoss::Sigmoid(done))
+            }
+        };
+        if let Some(step) = &mut self.step {
+            step.loss = Some(begun);
+        }
+        Ok(out)
     }
 
     fn loss_backward(&mut self, all: &GatheredLse<'_>) -> Result<LossOut> {
-        let step = self
+        self.loss_backward_overlapped(all, &mut |_, _| {})
+    }
+
+    fn loss_backward_overlapped(&mut self, all: &GatheredLse<'_>, ready: &mut Ready<'_>) -> Result<LossOut> {
+        let mut step = self
             .step
             .take()
             .ok_or_else(|| EngineError::Protocol("loss_backward before encode".into()))?;
-        let own = step
+        let begun = step
             .loss
+            .take()
             .ok_or_else(|| EngineError::Protocol("loss_backward before own_lse".into()))?;
         expect_len("diag", all.r.len(), all.diag.len())?;
-        self.params.grads.as_mut_slice().fill(0.0);
-        let (r, c) = (Tensor::f_from_slice(all.r)?, Tensor::f_from_slice(all.c)?);
-        let grads = own.finish(&r, &c, &Tensor::f_from_slice(all.diag)?)?;
-        self.towers_backward(step.pieces, step.rows, &grads.d_f, &grads.d_g)?;
-        self.params.grads.as_mut_slice()[self.scale_at] = grads.d_log_scale as f32;
-        Ok(LossOut {
-            loss: loss::value(all.r, all.c),
-        })
+        let (grads, d_bias, value) = match begun {
+            StepLoss::Softmax(rows) => {
+                let on_device =
+                    |v: &[f32]| -> Result<Tensor> { Ok(Tensor::f_from_slice(v)?.f_to_device(self.options.device)?) };
+                let grads = rows.finish(&on_device(all.r)?, &on_device(all.c)?, &on_device(all.diag)?)?;
+                (grads, 0.0, loss::value(all.r, all.c))
+            }
+            StepLoss::Sigmoid(done) => (done.grads, done.d_bias, loss::sigmoid_value(all.r)),
+        };
+        self.towers_backward(step, &grads.d_f, &grads.d_g, ready)?;
+        let flat = self.params.grads.as_mut_slice();
+        flat[self.scale_at] = grads.d_log_scale as f32;
+        if let Some(at) = self.bias_at {
+            flat[at] = d_bias as f32;
+        }
+        Ok(LossOut { loss: value })
+    }
+
+    fn take_notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notices)
     }
 
     fn park(&mut self, lane: u32) -> Result<()> {
@@ -367,9 +396,19 @@ impl Engine for TorchEngine {
 
     fn apply(&mut self, hyper: &ApplyHyper) -> Result<ApplyOut> {
         self.step = None;
+        if hyper.ema_decay.is_some() != self.ema.is_some() {
+            let why = "a moving average needs its decay at every update, and only then is there one";
+            return Err(EngineError::Protocol(why.into()));
+        }
         let grad_norm = self.adam.step(&mut self.params, hyper)?;
         let scale = &mut self.params.values.as_mut_slice()[self.scale_at];
         *scale = scale.clamp(0.0, LOGIT_SCALE_MAX as f32);
+        self.params.round()?;
+        if let (Some(ema), Some(decay)) = (&self.ema, hyper.ema_decay) {
+            let mut average = ema.tensor().shallow_clone();
+            let _ = average.f_lerp_(self.params.values.tensor(), 1.0 - decay)?;
+        }
+        self.params.refresh()?;
         Ok(ApplyOut {
             grad_norm,
             logit_scale: self.logit_scale(),
@@ -388,41 +427,50 @@ impl Engine for TorchEngine {
         self.adam.applied
     }
 
+    fn state_arrays(&self) -> usize {
+        self.arrays().len()
+    }
+
     fn export_state(&self, out: &mut Vec<u8>) {
         out.clear();
         out.reserve(self.state_len());
-        for buffer in [&self.params.values, &self.adam.exp_avg, &self.adam.exp_avg_sq] {
+        for buffer in self.arrays() {
             out.extend_from_slice(buffer.as_bytes());
         }
         out.extend_from_slice(&self.adam.applied.to_le_bytes());
     }
 
     fn import_state(&mut self, bytes: &[u8], expected_hash: Option<u64>) -> Result<()> {
-        expect_len("state bytes", self.state_len(), bytes.len())?;
+        // An engine that keeps no average, as evaluation has, leaves that of a state out.
+        let with_average = self.state_elements() * 16 + 8;
+        if self.ema.is_some() || bytes.len() != with_average {
+            expect_len("state bytes", self.state_len(), bytes.len())?;
+        }
         if expected_hash.is_some_and(|h| h != hash_state_bytes(bytes)) {
             return Err(EngineError::State(
                 "the state's hash differs from the one announced; fetch it again".into(),
             ));
         }
         self.step = None;
-        let (arrays, count) = bytes.split_at(12 * self.state_elements());
-        let buffers = [
+        let (arrays, count) = bytes.split_at(bytes.len() - 8);
+        let moments = [
             &mut self.params.values,
             &mut self.adam.exp_avg,
             &mut self.adam.exp_avg_sq,
         ];
-        for (buffer, bytes) in buffers.into_iter().zip(arrays.chunks(arrays.len() / 3)) {
+        let buffers = moments.into_iter().chain(self.ema.as_mut());
+        for (buffer, bytes) in buffers.zip(arrays.chunks(4 * self.params.grads.len())) {
             for (value, b) in buffer.as_mut_slice().iter_mut().zip(bytes.as_chunks().0) {
                 *value = f32::from_le_bytes(*b);
             }
         }
         self.adam.applied = count.as_chunks().0.first().map_or(0, |b| u64::from_le_bytes(*b));
-        Ok(())
+        self.params.refresh()
     }
 
     fn state_hash(&self) -> u64 {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
-        for buffer in [&self.params.values, &self.adam.exp_avg, &self.adam.exp_avg_sq] {
+        for buffer in self.arrays() {
             hash.update(buffer.as_bytes());
         }
         hash.update(&self.adam.applied.to_le_bytes());
@@ -430,8 +478,8 @@ impl Engine for TorchEngine {
     }
 
     fn chunk_hashes(&self) -> Vec<u64> {
-        let arrays = [&self.params.values, &self.adam.exp_avg, &self.adam.exp_avg_sq].map(FlatBuffer::as_bytes);
-        let chunks = arrays.into_iter().flat_map(|array| array.chunks(STATE_CHUNK_BYTES));
+        let arrays = self.arrays().into_iter().map(FlatBuffer::as_bytes);
+        let chunks = arrays.flat_map(|array| array.chunks(STATE_CHUNK_BYTES));
         let count = self.adam.applied.to_le_bytes();
         chunks.chain([&count[..]]).map(hash_state_bytes).collect()
     }
@@ -443,12 +491,15 @@ impl Engine for TorchEngine {
         self.adam.exp_avg.as_mut_slice().fill(0.0);
         self.adam.exp_avg_sq.as_mut_slice().fill(0.0);
         self.adam.applied = 0;
-        Ok(())
+        self.params.round()?;
+        if let Some(ema) = &mut self.ema {
+            ema.as_mut_slice().copy_from_slice(self.params.values.as_slice());
+        }
+        self.params.refresh()
     }
 
     fn encode_images_eval(&mut self, rows: usize, pixels: &[u8], micro_rows: usize) -> Result<Vec<f32>> {
         let images = self.byte_images(rows, pixels)?;
-        let _guard = tch::no_grad_guard();
         let mut out = Vec::with_capacity(rows * self.feature_dim());
         for (start, len) in pieces_of(rows, micro_rows.max(1)) {
             out.extend(to_vec(
@@ -468,14 +519,10 @@ impl Engine for TorchEngine {
         let context = self.context_length();
         expect_len("tokens", rows * context, tokens.len())?;
         expect_len("lengths", rows, lengths.len())?;
-        let _guard = tch::no_grad_guard();
         let mut out = Vec::with_capacity(rows * self.feature_dim());
         for (start, len) in pieces_of(rows, micro_rows.max(1)) {
-            let texts = self.clip.text.encode(
-                &tokens[start * context..][..len * context],
-                &lengths[start..start + len],
-            )?;
-            out.extend(to_vec(&texts.features)?);
+            let tokens = &tokens[start * context..][..len * context];
+            out.extend(to_vec(&self.clip.text.encode(tokens, &lengths[start..start + len])?)?);
         }
         Ok(out)
     }

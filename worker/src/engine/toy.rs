@@ -339,6 +339,7 @@ mod tests {
         eps: 1e-6,
         weight_decay: 0.2,
         clip_norm: None,
+        ema_decay: None,
     };
 
     /// One step over 7 rows owned by the given workers; returns the hash of every worker's state.

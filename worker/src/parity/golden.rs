@@ -3,6 +3,7 @@
 use crate::clip::weights::append_f32;
 use crate::clip::{ModelConfig, Preprocess};
 use crate::engine::{ApplyHyper, Engine, EngineError, Result, TensorSpec, TorchEngine, TorchOptions};
+use argosy_common::config::Loss;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -42,17 +43,18 @@ impl Golden {
     pub fn open(dir: &Path) -> Result<Self> {
         let meta: serde_json::Value =
             serde_json::from_slice(&read(dir, "golden.json")?).map_err(|e| at(dir, "golden.json", e))?;
-        if meta["args"]["siglip"].as_bool() == Some(true) {
-            return Err(at(
-                dir,
-                "golden.json",
-                "made with --siglip: Argosy has the softmax loss only; dump without it",
-            ));
-        }
         let text =
             String::from_utf8(read(dir, "open_clip_config.json")?).map_err(|e| at(dir, "open_clip_config.json", e))?;
-        let (config, preprocess) = ModelConfig::from_json(&text)?;
-        let mut engine = TorchEngine::new(&config, &preprocess, TorchOptions::default())?;
+        let (mut config, preprocess) = ModelConfig::from_json(&text)?;
+        if loss_of(&meta) == Loss::Siglip && config.init_logit_bias.is_none() {
+            // dump.py gives OpenCLIP the bias beside the configuration, as open_clip_train does.
+            config.make_siglip();
+        }
+        let options = TorchOptions {
+            loss: loss_of(&meta),
+            ..TorchOptions::default()
+        };
+        let mut engine = TorchEngine::new(&config, &preprocess, options)?;
         engine
             .load_weights(&read(dir, "open_clip_model.safetensors")?)
             .map_err(|e| at(dir, "open_clip_model.safetensors", e))?;
@@ -212,11 +214,19 @@ impl Golden {
         let options = TorchOptions {
             decay: super::DECAY,
             tile,
+            loss: loss_of(&self.meta),
             ..TorchOptions::default()
         };
         let mut engine = TorchEngine::new(&self.config, &self.preprocess, options)?;
         engine.set_params(&self.first)?;
         Ok(engine)
+    }
+}
+
+fn loss_of(meta: &serde_json::Value) -> Loss {
+    match meta["args"]["siglip"].as_bool() {
+        Some(true) => Loss::Siglip,
+        _ => Loss::Clip,
     }
 }
 

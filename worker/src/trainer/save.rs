@@ -22,7 +22,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             )));
             return;
         }
-        let total = parts_total(self.engine.state_elements());
+        let total = parts_total(self.engine.state_elements(), self.engine.state_arrays());
         if total != order.parts_total {
             self.emit(failed(format!(
                 "this model's state has {total} parts, not {}",

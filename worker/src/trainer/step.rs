@@ -319,6 +319,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
                 eps: hyper.eps,
                 weight_decay: hyper.weight_decay,
                 clip_norm: hyper.clip_norm,
+                ema_decay: hyper.ema_decay,
             })?,
             Outcome::PassedOver(_) => ApplyOut {
                 grad_norm: 0.0,

@@ -7,7 +7,13 @@
 
 #include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
+#include <dlfcn.h>
+
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/native_layer_norm_backward.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/headeronly/version.h>
@@ -40,6 +46,25 @@ template <typename F> char *guarded(F &&body) noexcept {
   } catch (...) {
     return copy_message("unknown C++ exception");
   }
+}
+
+// oneDNN's linear layer with the bias, and where asked a residual, joined to the product while it is in cache. It is
+// registered for compiled graphs only, hence the dispatcher: `x W^T + b` in one pass, a third faster than at::linear.
+at::Tensor fused_linear(const at::Tensor &x, const at::Tensor &w, const std::optional<at::Tensor> &b,
+                        const at::Tensor *add) {
+  auto &all = c10::Dispatcher::singleton();
+  if (add == nullptr) {
+    static const auto op =
+        all.findSchemaOrThrow("mkldnn::_linear_pointwise", "")
+            .typed<at::Tensor(const at::Tensor &, const at::Tensor &, const std::optional<at::Tensor> &,
+                              c10::string_view, c10::List<std::optional<at::Scalar>>,
+                              std::optional<c10::string_view>)>();
+    return op.call(x, w, b, "none", c10::List<std::optional<at::Scalar>>(), "");
+  }
+  static const auto op = all.findSchemaOrThrow("mkldnn::_linear_pointwise", "binary")
+                             .typed<at::Tensor(const at::Tensor &, const at::Tensor &, const at::Tensor &,
+                                               const std::optional<at::Tensor> &, c10::string_view)>();
+  return op.call(x, *add, w, b, "add");
 }
 
 } // namespace
@@ -78,6 +103,43 @@ char *argosy_ext_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads
     at::_fused_adamw_(p, g, m, v, /*max_exp_avg_sqs=*/{}, s, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false,
                       /*maximize=*/false);
   });
+}
+
+char *argosy_ext_linear(at::Tensor *x, at::Tensor *weight, at::Tensor *bias, at::Tensor *add, at::Tensor **out) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    const std::optional<at::Tensor> b = bias == nullptr ? std::nullopt : std::optional<at::Tensor>(*bias);
+    const bool fused = x->device().is_cpu() && x->numel() > 0;
+    at::Tensor y;
+    if (fused) {
+      const bool joins = add != nullptr && add->scalar_type() == x->scalar_type();
+      y = fused_linear(*x, *weight, b, joins ? add : nullptr);
+      if (add != nullptr && !joins) y = at::add(y, *add);
+    } else {
+      y = at::linear(*x, *weight, b);
+      if (add != nullptr) y = at::add(y, *add);
+    }
+    *out = new at::Tensor(y);
+  });
+}
+
+char *argosy_ext_layer_norm_backward(at::Tensor *dy, at::Tensor *x, at::Tensor *mean, at::Tensor *rstd,
+                                     at::Tensor *weight, at::Tensor *bias, at::Tensor **out) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    auto [dx, dw, db] = at::native_layer_norm_backward(*dy, *x, weight->sizes(), *mean, *rstd, *weight, *bias,
+                                                       {true, true, true});
+    out[0] = new at::Tensor(dx);
+    out[1] = new at::Tensor(dw);
+    out[2] = new at::Tensor(db);
+  });
+}
+
+char *argosy_ext_load_cuda(const char *path) {
+  // Global symbols: libtorch finds its CUDA hooks in a registry that the library's constructors fill.
+  if (dlopen(path, RTLD_NOW | RTLD_GLOBAL) != nullptr) return nullptr;
+  const char *why = dlerror();
+  return copy_message(why != nullptr ? why : "dlopen failed and did not say why");
 }
 
 char *argosy_ext_f32_data(at::Tensor *tensor, float **data, size_t *len) {

@@ -17,5 +17,12 @@ char *argosy_ext_set_grad(at::Tensor *leaf, at::Tensor *grad);
 char *argosy_ext_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads, at::Tensor *const *exp_avg,
                              at::Tensor *const *exp_avg_sq, at::Tensor *const *steps, size_t n, double lr,
                              double beta1, double beta2, double weight_decay, double eps);
+char *argosy_ext_linear(at::Tensor *x, at::Tensor *weight, at::Tensor *bias, at::Tensor *add, at::Tensor **out);
+char *argosy_ext_layer_norm_backward(at::Tensor *dy, at::Tensor *x, at::Tensor *mean, at::Tensor *rstd,
+                                     at::Tensor *weight, at::Tensor *bias, at::Tensor **out);
+void argosy_ext_pool_install();
+void argosy_ext_pool_stats(uint64_t *live, uint64_t *peak, int reset);
+void argosy_ext_pool_limit(uint64_t bytes);
+char *argosy_ext_load_cuda(const char *path);
 char *argosy_ext_f32_data(at::Tensor *tensor, float **data, size_t *len);
 }

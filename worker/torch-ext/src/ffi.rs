@@ -3,6 +3,7 @@
 
 use crate::{AdamWHyper, ExtError, Result};
 use std::ffi::{CStr, c_char, c_int};
+use tch::Tensor;
 
 /// `at::Tensor*`, as tch hands it out.
 pub(crate) type RawTensor = *mut torch_sys::C_tensor;
@@ -25,6 +26,26 @@ unsafe extern "C" {
         weight_decay: f64,
         eps: f64,
     ) -> *mut c_char;
+    fn argosy_ext_linear(
+        x: RawTensor,
+        weight: RawTensor,
+        bias: RawTensor,
+        add: RawTensor,
+        out: *mut RawTensor,
+    ) -> *mut c_char;
+    fn argosy_ext_layer_norm_backward(
+        dy: RawTensor,
+        x: RawTensor,
+        mean: RawTensor,
+        rstd: RawTensor,
+        weight: RawTensor,
+        bias: RawTensor,
+        out: *mut RawTensor,
+    ) -> *mut c_char;
+    fn argosy_ext_pool_install();
+    fn argosy_ext_pool_stats(live: *mut u64, peak: *mut u64, reset: i32);
+    fn argosy_ext_pool_limit(bytes: u64);
+    fn argosy_ext_load_cuda(path: *const c_char) -> *mut c_char;
     fn argosy_ext_f32_data(tensor: RawTensor, data: *mut *mut f32, len: *mut usize) -> *mut c_char;
 }
 
@@ -94,6 +115,55 @@ pub(crate) fn fused_adamw(lists: [&[RawTensor]; 5], h: &AdamWHyper) -> Result<()
             h.eps,
         )
     })
+}
+
+/// `x W^T + b (+ add)`; null stands for what is not there.
+pub(crate) fn linear(x: RawTensor, weight: RawTensor, bias: RawTensor, add: RawTensor) -> Result<Tensor> {
+    let mut out: RawTensor = std::ptr::null_mut();
+    // SAFETY: live tensors or null where the shim allows it, and one place to write to.
+    check("linear", unsafe {
+        argosy_ext_linear(x, weight, bias, add, &raw mut out)
+    })?;
+    Ok(owned(out))
+}
+
+/// Gradients of input, weight and bias of a layer norm over the last dimension.
+pub(crate) fn layer_norm_backward(inputs: [RawTensor; 6]) -> Result<[Tensor; 3]> {
+    let [dy, x, mean, rstd, weight, bias] = inputs;
+    let mut out: [RawTensor; 3] = [std::ptr::null_mut(); 3];
+    // SAFETY: six live tensors and three places to write to.
+    check("layer_norm_backward", unsafe {
+        argosy_ext_layer_norm_backward(dy, x, mean, rstd, weight, bias, out.as_mut_ptr())
+    })?;
+    Ok(out.map(owned))
+}
+
+/// Takes over a tensor that the shim made with `new`.
+fn owned(raw: RawTensor) -> Tensor {
+    // SAFETY: the shim hands out every such pointer once, and tch frees it as it frees its own.
+    unsafe { Tensor::from_ptr(raw) }
+}
+
+pub(crate) fn pool_install() {
+    // SAFETY: no arguments; the shim does it once.
+    unsafe { argosy_ext_pool_install() }
+}
+
+pub(crate) fn pool_stats(reset: bool) -> (u64, u64) {
+    let (mut live, mut peak) = (0, 0);
+    // SAFETY: two places to write to.
+    unsafe { argosy_ext_pool_stats(&raw mut live, &raw mut peak, i32::from(reset)) };
+    (live, peak)
+}
+
+pub(crate) fn pool_limit(bytes: u64) {
+    // SAFETY: a number.
+    unsafe { argosy_ext_pool_limit(bytes) }
+}
+
+pub(crate) fn load_cuda(path: &CStr) -> Result<()> {
+    // SAFETY: a zero-terminated path; running the library's constructors is what is asked for.
+    check("load_cuda", unsafe { argosy_ext_load_cuda(path.as_ptr()) })
 }
 
 /// Address and length of a contiguous f32 tensor in main memory.

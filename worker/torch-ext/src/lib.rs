@@ -110,6 +110,83 @@ pub fn fused_adamw(lists: &AdamWLists<'_>, hyper: &AdamWHyper) -> Result<()> {
     )
 }
 
+/// `x W^T + bias`, plus `add` where given (the residual path); on the CPU in one pass of oneDNN. No graph.
+///
+/// # Errors
+/// When shapes or types do not fit.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, add: Option<&Tensor>) -> Result<Tensor> {
+    let or_null = |t: Option<&Tensor>| t.map_or(std::ptr::null_mut(), |t| t.as_ptr().cast_mut());
+    ffi::linear(
+        x.as_ptr().cast_mut(),
+        weight.as_ptr().cast_mut(),
+        or_null(bias),
+        or_null(add),
+    )
+}
+
+/// Gradients `(x, weight, bias)` of a layer norm over the last dimension, from what the forward pass gave.
+///
+/// # Errors
+/// When shapes or types do not fit.
+pub fn layer_norm_backward(
+    dy: &Tensor,
+    x: &Tensor,
+    mean: &Tensor,
+    rstd: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let inputs = [dy, x, mean, rstd, weight, bias].map(|t| t.as_ptr().cast_mut());
+    let [dx, dw, db] = ffi::layer_norm_backward(inputs)?;
+    Ok((dx, dw, db))
+}
+
+/// Large CPU tensors come from a cache of this crate from now on, for the whole process.
+pub fn pool_install() {
+    ffi::pool_install();
+}
+
+/// Bytes of pooled tensors (those of 256 KiB and more) that are alive, and the most there were at once; `reset` begins to
+/// count the peak anew.
+#[must_use]
+pub fn pool_stats(reset: bool) -> (u64, u64) {
+    ffi::pool_stats(reset)
+}
+
+/// Refuses pooled tensors beyond so many bytes in all, as a machine without more memory would; 0 takes the limit away.
+pub fn pool_limit(bytes: u64) {
+    ffi::pool_limit(bytes);
+}
+
+/// Loads libtorch's CUDA library so that its symbols are everybody's; before the first question about CUDA.
+///
+/// # Errors
+/// In the words of the system's loader.
+pub fn load_cuda(path: &std::path::Path) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|e| ExtError {
+        call: "load_cuda",
+        message: e.to_string(),
+    })?;
+    ffi::load_cuda(&path)
+}
+
+impl ExtError {
+    /// Whether memory was short.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        is_out_of_memory(&self.message)
+    }
+}
+
+/// Whether a message of libtorch's says that memory was short: ours, CUDA's and its own CPU allocator's.
+#[must_use]
+pub fn is_out_of_memory(message: &str) -> bool {
+    ["not enough memory", "out of memory", "can't allocate memory"]
+        .iter()
+        .any(|part| message.contains(part))
+}
+
 fn raw(tensors: &[&Tensor]) -> Vec<RawTensor> {
     tensors.iter().map(|t| t.as_ptr().cast_mut()).collect()
 }

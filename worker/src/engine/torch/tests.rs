@@ -7,6 +7,7 @@ const HYPER: ApplyHyper = ApplyHyper {
     eps: 1e-6,
     weight_decay: 0.1,
     clip_norm: Some(1.0),
+    ema_decay: None,
 };
 
 fn engine(seed: u64) -> TorchEngine {
