@@ -84,6 +84,10 @@ pub struct DataConfig {
     /// Most bytes of one step's windows over all lanes (rule L7).
     #[serde(default = "default_window_bytes_max")]
     pub window_bytes_max: u64,
+    /// Decode JPEG pictures that are at least three times too large at a half, a quarter or an eighth of their size: faster,
+    /// but other pixels than OpenCLIP's.
+    #[serde(default)]
+    pub fast_decode: bool,
     /// Training augmentation.
     #[serde(default)]
     pub aug_cfg: AugmentationConfig,

@@ -14,6 +14,8 @@ pub mod decode;
 pub mod error;
 pub mod eval;
 pub mod expand;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod index;
 pub mod loader;
 pub mod manifest;

@@ -12,6 +12,12 @@ pub const BLOCK: u64 = 512;
 /// Largest extended header (long name, pax records) that is read.
 const EXTENDED_BYTES_MAX: u64 = 1 << 20;
 
+/// Longest name of a member, in bytes; Linux takes no longer path.
+pub const NAME_BYTES_MAX: usize = 4096;
+/// Most headers of one archive. A shard holds thousands of samples; an archive of empty members could hold as many as its
+/// bytes allow, each of which costs memory.
+const HEADERS_MAX: u64 = 10_000_000;
+
 /// Random access to an archive's bytes.
 pub trait ReadAt {
     /// Bytes of the whole archive.
@@ -66,6 +72,7 @@ pub struct Walker<R> {
     archive: R,
     at: u64,
     extended: Extended,
+    headers: u64,
     done: bool,
 }
 
@@ -76,6 +83,7 @@ impl<R: ReadAt> Walker<R> {
             archive,
             at: 0,
             extended: Extended::default(),
+            headers: 0,
             done: false,
         }
     }
@@ -146,6 +154,11 @@ impl<R: ReadAt> Walker<R> {
         if header.iter().all(|b| *b == 0) {
             return Ok(None);
         }
+        self.headers += 1;
+        if self.headers > HEADERS_MAX {
+            let why = format!("more than {HEADERS_MAX} members; split the shard");
+            return Err(DataError::Tar { at: self.at, why });
+        }
         let claimed = octal(&header[148..156]);
         if claimed.is_none_or(|sum| !checksums(&header).contains(&sum)) {
             return Err(DataError::Tar {
@@ -182,13 +195,13 @@ impl<R: ReadAt> Walker<R> {
             self.archive.read_at(data)?
         };
         if kind == b'L' {
-            self.extended.name = Some(text(&bytes));
+            self.extended.name = Some(long_name(&bytes, at)?);
             return Ok(());
         }
         let mut rest: &[u8] = &bytes;
         while let Some((key, value, tail)) = pax_record(rest) {
             match key {
-                b"path" => self.extended.name = Some(text(value)),
+                b"path" => self.extended.name = Some(long_name(value, at)?),
                 b"size" => {
                     let size = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok());
                     let why = || DataError::Tar {
@@ -264,6 +277,16 @@ fn number(field: &[u8]) -> Option<u64> {
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// A name of an extended header, which could be as long as that.
+fn long_name(bytes: &[u8], at: u64) -> Result<String, DataError> {
+    let length = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+    if length > NAME_BYTES_MAX {
+        let why = format!("a member's name has {length} bytes, at most {NAME_BYTES_MAX} are taken");
+        return Err(DataError::Tar { at, why });
+    }
+    Ok(text(bytes))
 }
 
 fn header_name(header: &[u8; BLOCK as usize]) -> String {

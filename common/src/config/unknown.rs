@@ -36,6 +36,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "max_sample_bytes",
             "window_factor",
             "window_bytes_max",
+            "fast_decode",
             "aug_cfg",
         ],
     ),
@@ -173,6 +174,7 @@ pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
         max_sample_bytes: 0,
         window_factor: 0,
         window_bytes_max: 0,
+        fast_decode: false,
         aug_cfg: AugmentationConfig::default(),
     };
     vec![

@@ -1,23 +1,51 @@
 //! JPEG through libjpeg-turbo, whose pixels equal Pillow's.
 
-use super::{Rgb, make_room};
+use super::{Reduction, Rgb, check_size, make_room};
 use argosy_common::steplog::MaskReason;
-use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat};
+use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat, ScalingFactor};
 
-pub(super) fn decode(bytes: &[u8], pixels_max: u64, out: &mut Rgb) -> Result<(), MaskReason> {
+/// Scans of a progressive picture. Encoders write about ten; each one walks over the whole picture again, so that thousands
+/// of empty ones in a small file would take minutes.
+const SCANS_MAX: u32 = 200;
+
+pub(super) fn decode(
+    bytes: &[u8],
+    pixels_max: u64,
+    out: &mut Rgb,
+    choose: impl FnOnce((usize, usize)) -> Reduction,
+) -> Result<(usize, usize), MaskReason> {
     // Never used for a second picture: libjpeg keeps quantisation and Huffman tables for pictures that bring none, and one
     // that broke in its header leaves the decompressor unable to read any other.
     let decompressor = &mut Decompressor::new().map_err(|_| MaskReason::Format)?;
     let header = decompressor.read_header(bytes).map_err(|_| MaskReason::Format)?;
     let (width, height) = (header.width, header.height);
-    make_room(out, width, height, pixels_max)?;
+    check_size(width, height, pixels_max)?;
+    if header.is_progressive {
+        let limited = decompressor.set_scan_limit(SCANS_MAX);
+        limited.map_err(|_| MaskReason::Format)?;
+    }
     if matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK) {
+        make_room(out, width, height, pixels_max)?;
         let mut inks = vec![0u8; width * height * 4];
         run(decompressor, bytes, &mut inks, (width, height), PixelFormat::CMYK)?;
         inks_to_rgb(&inks, &mut out.pixels);
-        return Ok(());
+        return Ok((width, height));
     }
-    run(decompressor, bytes, &mut out.pixels, (width, height), PixelFormat::RGB)
+    let factor = match choose((width, height)) {
+        Reduction::None => ScalingFactor::ONE,
+        Reduction::Half => ScalingFactor::ONE_HALF,
+        Reduction::Quarter => ScalingFactor::ONE_QUARTER,
+        Reduction::Eighth => ScalingFactor::ONE_EIGHTH,
+    };
+    let reduced = (factor.scale(width), factor.scale(height));
+    if factor != ScalingFactor::ONE {
+        decompressor
+            .set_scaling_factor(factor)
+            .map_err(|_| MaskReason::Format)?;
+    }
+    make_room(out, reduced.0, reduced.1, pixels_max)?;
+    run(decompressor, bytes, &mut out.pixels, reduced, PixelFormat::RGB)?;
+    Ok((width, height))
 }
 
 fn run(

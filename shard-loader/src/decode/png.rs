@@ -17,9 +17,15 @@ pub(super) fn decode(bytes: &[u8], pixels_max: u64, out: &mut Rgb) -> Result<(),
     let limits = Limits {
         bytes: usize::try_from(room).unwrap_or(usize::MAX),
     };
-    let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), limits);
-    decoder.set_ignore_text_chunk(true);
-    decoder.set_ignore_iccp_chunk(true);
+    if !sums_hold(bytes) {
+        return Err(MaskReason::Format);
+    }
+    let mut options = png::DecodeOptions::default();
+    options.set_ignore_crc(true);
+    options.set_ignore_text_chunk(true);
+    options.set_ignore_iccp_chunk(true);
+    let mut decoder = png::Decoder::new_with_options(Cursor::new(bytes), options);
+    decoder.set_limits(limits);
     decoder.set_transformations(Transformations::EXPAND);
     let mut reader = decoder.read_info().map_err(|_| MaskReason::Format)?;
     let size = reader.output_buffer_size().ok_or(MaskReason::Format)?;
@@ -35,6 +41,29 @@ fn header_size(bytes: &[u8]) -> Option<(u32, u32)> {
     let word = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     (bytes.get(12..16)? == b"IHDR").then_some(())?;
     Some((word(16)?, word(20)?))
+}
+
+/// Whether the checksums of the chunks before the pixels hold. Pillow refuses a picture where one does not, but never looks
+/// at those of the pixels, which have one of their own inside.
+fn sums_hold(bytes: &[u8]) -> bool {
+    let mut rest = bytes.get(8..).unwrap_or_default();
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let length = u32::from_be_bytes(*length) as usize;
+        if after.starts_with(b"IDAT") {
+            return true;
+        }
+        let Some((chunk, tail)) = length.checked_add(4).and_then(|n| after.split_at_checked(n)) else {
+            return false;
+        };
+        let Some((sum, next)) = tail.split_first_chunk::<4>() else {
+            return false;
+        };
+        if crc32fast::hash(chunk) != u32::from_be_bytes(*sum) {
+            return false;
+        }
+        rest = next;
+    }
+    false
 }
 
 fn to_rgb(raw: &[u8], color: ColorType, depth: BitDepth, rgb: &mut [u8]) -> Result<(), MaskReason> {

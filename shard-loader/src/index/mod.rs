@@ -133,12 +133,21 @@ impl Index {
             why,
         };
         let packed = rkyv::to_bytes::<rkyv::rancor::Error>(body).map_err(|e| failed(e.to_string()))?;
+        Self::sealed(&packed)
+    }
+
+    /// Opens what an index file holds behind its header, as if a good header stood before it.
+    ///
+    /// # Errors
+    /// When it is no index.
+    #[doc(hidden)]
+    pub fn sealed(packed: &[u8]) -> Result<Self, DataError> {
         let mut bytes = AlignedVec::with_capacity(HEADER_BYTES + packed.len());
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&[INDEX_VERSION, 0, 0, 0, 0, 0, 0, 0]);
-        bytes.extend_from_slice(&xxh3_64(&packed).to_le_bytes());
+        bytes.extend_from_slice(&xxh3_64(packed).to_le_bytes());
         bytes.extend_from_slice(&(packed.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(&packed);
+        bytes.extend_from_slice(packed);
         Self::checked("in memory", Backing::Memory(bytes))
     }
 

@@ -4,7 +4,7 @@ use super::LoaderConfig;
 use super::fetch::{RawBytes, RawLane, RawRow};
 use super::stats::{Counters, Stage};
 use crate::batch::LaneBatch;
-use crate::decode::{Rgb, decode};
+use crate::decode::{Reduction, Rgb, decode_reduced};
 use crate::error::{DataError, LoaderError};
 use crate::index::Index;
 use crate::sample::{Grouper, Keys};
@@ -177,13 +177,18 @@ impl Preparer {
         let tokenized = Instant::now();
         self.counters.spent(Stage::Tokenize, tokenized - started);
         BENCH.with_borrow_mut(|bench| {
-            let decoded = decode(&image, self.data.max_image_pixels, &mut bench.picture);
+            let augment = &self.data.aug_cfg;
+            let choose = |full| match self.data.fast_decode {
+                true => Transformer::reduction(full, self.side, augment, key),
+                false => Reduction::None,
+            };
+            let decoded = decode_reduced(&image, self.data.max_image_pixels, &mut bench.picture, choose);
             let ended = Instant::now();
             self.counters.spent(Stage::Decode, ended - tokenized);
-            decoded?;
+            let full = decoded?;
             bench
                 .transformer
-                .train(&bench.picture, self.side, &self.data.aug_cfg, key, pixels);
+                .train(&bench.picture, full, self.side, augment, key, pixels);
             self.counters.spent(Stage::Transform, ended.elapsed());
             Ok(length)
         })

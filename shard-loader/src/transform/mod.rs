@@ -2,7 +2,7 @@
 
 mod color;
 
-use crate::decode::Rgb;
+use crate::decode::{Reduction, Rgb};
 use crate::resize::{Crop, Resizer};
 use argosy_common::config::AugmentationConfig;
 use argosy_common::rng::{Draws, Purpose};
@@ -30,6 +30,11 @@ pub enum ResizeMode {
     /// The shorter side becomes `S`, the middle is cut out. OpenCLIP's default.
     #[default]
     Shortest,
+    /// The longer side becomes `S`, the rest is filled.
+    Longest {
+        /// OpenCLIP's `fill_color`, for all three channels.
+        fill: u8,
+    },
     /// Both sides become `S`, whatever the ratio.
     Squash,
 }
@@ -38,19 +43,32 @@ pub enum ResizeMode {
 #[derive(Debug, Default)]
 pub struct Transformer {
     resizer: Resizer,
+    padded: Vec<u8>,
 }
 
 impl Transformer {
+    /// At which part of its size a picture of `full` (width, height) can be decoded for [`train`](Self::train) on the fast
+    /// path.
+    #[must_use]
+    pub fn reduction(full: (usize, usize), side: usize, augment: &AugmentationConfig, key: RowKey) -> Reduction {
+        let crop = training_crop(full, augment, key);
+        Reduction::suited((crop.width, crop.height), (side, side))
+    }
+
     /// The training transform: a random crop resized to `side`, then colour changes where they are configured.
+    ///
+    /// `full` is the picture's whole (width, height), which decides about the crop; `picture` may be a reduced one.
     /// Writes `[side, side, 3]` into `out`.
-    pub fn train(&mut self, picture: &Rgb, side: usize, augment: &AugmentationConfig, key: RowKey, out: &mut [u8]) {
-        let mut draws = key.draws(Purpose::Crop);
-        let crop = random_crop(
-            (picture.width, picture.height),
-            augment.scale,
-            augment.ratio,
-            &mut draws,
-        );
+    pub fn train(
+        &mut self,
+        picture: &Rgb,
+        full: (usize, usize),
+        side: usize,
+        augment: &AugmentationConfig,
+        key: RowKey,
+        out: &mut [u8],
+    ) {
+        let crop = reduced_crop(training_crop(full, augment, key), full, picture);
         let all = Crop {
             left: 0,
             top: 0,
@@ -66,6 +84,7 @@ impl Transformer {
         let (width, height) = match mode {
             ResizeMode::Squash => (side, side),
             ResizeMode::Shortest => shortest(picture.width, picture.height, side),
+            ResizeMode::Longest { fill } => return self.longest(picture, side, fill, out),
         };
         let middle = |long: usize| ((long - side) as f64 / 2.0).round_ties_even() as usize;
         let part = Crop {
@@ -76,6 +95,73 @@ impl Transformer {
         };
         self.resizer
             .resize_part(picture, Crop::whole(picture), (width, height), part, out);
+    }
+}
+
+impl Transformer {
+    /// OpenCLIP's `ResizeKeepRatio(longest=1)` and `CenterCropOrPad`: the rest on the left and above is the smaller half.
+    fn longest(&mut self, picture: &Rgb, side: usize, fill: u8, out: &mut [u8]) {
+        let (from_width, from_height) = (picture.width as f64, picture.height as f64);
+        let ratio = (from_height / side as f64).max(from_width / side as f64);
+        // A side that would vanish keeps one pixel; OpenCLIP stops with an error there.
+        let scaled = |from: f64| ((from / ratio).round_ties_even() as usize).clamp(1, side);
+        let (width, height) = (scaled(from_width), scaled(from_height));
+        self.padded.resize(width * height * 3, 0);
+        let all = Crop {
+            left: 0,
+            top: 0,
+            width,
+            height,
+        };
+        self.resizer
+            .resize_part(picture, Crop::whole(picture), (width, height), all, &mut self.padded);
+        out.fill(fill);
+        let (left, top) = ((side - width) / 2, (side - height) / 2);
+        let rows = out.chunks_exact_mut(side * 3).skip(top);
+        for (to, from) in rows.zip(self.padded.chunks_exact(width * 3)) {
+            to[left * 3..(left + width) * 3].copy_from_slice(from);
+        }
+    }
+}
+
+/// `(x / 255 - mean) / std` per channel, as torchvision's `ToTensor` and `Normalize` round it: `[S, S, 3]` bytes to
+/// `[3, S, S]` numbers. Training normalises on the device; this is for those who want what OpenCLIP's loader gives.
+pub fn normalize(pixels: &[u8], mean: [f32; 3], std: [f32; 3], out: &mut [f32]) {
+    let table = |channel: usize| -> [f32; 256] {
+        std::array::from_fn(|value| (value as f32 / 255.0 - mean[channel]) / std[channel])
+    };
+    let tables = [table(0), table(1), table(2)];
+    let plane = pixels.len() / 3;
+    let (red, rest) = out.split_at_mut(plane.min(out.len()));
+    let (green, blue) = rest.split_at_mut(plane.min(rest.len()));
+    let planes = red.iter_mut().zip(green).zip(blue);
+    for (pixel, ((r, g), b)) in pixels.as_chunks::<3>().0.iter().zip(planes) {
+        *r = tables[0][usize::from(pixel[0])];
+        *g = tables[1][usize::from(pixel[1])];
+        *b = tables[2][usize::from(pixel[2])];
+    }
+}
+
+/// The crop of a row, in the whole picture.
+fn training_crop(full: (usize, usize), augment: &AugmentationConfig, key: RowKey) -> Crop {
+    random_crop(full, augment.scale, augment.ratio, &mut key.draws(Purpose::Crop))
+}
+
+/// The same rectangle in a reduced picture, to whole pixels.
+fn reduced_crop(crop: Crop, full: (usize, usize), picture: &Rgb) -> Crop {
+    if full == (picture.width, picture.height) {
+        return crop;
+    }
+    let scaled = |at: usize, from: usize, to: usize| (at * to + from / 2) / from.max(1);
+    let left = scaled(crop.left, full.0, picture.width).min(picture.width.saturating_sub(1));
+    let top = scaled(crop.top, full.1, picture.height).min(picture.height.saturating_sub(1));
+    let right = scaled(crop.left + crop.width, full.0, picture.width).max(left + 1);
+    let bottom = scaled(crop.top + crop.height, full.1, picture.height).max(top + 1);
+    Crop {
+        left,
+        top,
+        width: right - left,
+        height: bottom - top,
     }
 }
 
@@ -236,7 +322,7 @@ mod tests {
         };
         let run = |key| {
             let mut out = vec![0; 16 * 16 * 3];
-            Transformer::default().train(&picture, 16, &augment, key, &mut out);
+            Transformer::default().train(&picture, (60, 50), 16, &augment, key, &mut out);
             out
         };
         assert_eq!(run(KEY), run(KEY));

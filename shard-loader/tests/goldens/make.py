@@ -1,13 +1,15 @@
 """Makes the goldens of this folder with Pillow 13.0.0, torchvision 0.26 and open_clip 3.3.0 (tests/peers/setup.sh installs them).
 
 Run in this folder: `python make.py`. Small pictures are written to pictures/, what the peers make of them to
-pictures.json, resize.json, colors.json (FNV-1a digests of RGB bytes) and tokens.json (token ids).
+pictures.json, resize.json, colors.json (FNV-1a digests of RGB bytes), normalized.json (digests of float32) and tokens.json (ids).
 """
 import io, json, os, random, struct, zlib
 import numpy as np
 from PIL import Image, ImageDraw
 import open_clip, PIL, torchvision
-from torchvision.transforms import InterpolationMode, functional as F, Compose
+from open_clip.constants import IMAGENET_MEAN, IMAGENET_STD, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
+from torchvision.transforms import InterpolationMode, functional as F, Compose, Normalize, ToTensor
 from torchvision.transforms.functional import center_crop, resize
 
 
@@ -60,6 +62,11 @@ def write_jpegs(d):
     photo(1, 1).save(d + "one.jpg")
     photo(17, 3).save(d + "thin.jpg", quality=90)
     im.save(d + "restarts.jpg", quality=70, restart_marker_blocks=2)
+    im.save(d + "icc_junk.jpg", quality=70, icc_profile=b"no profile at all" * 50)
+    ycck = open(d + "cmyk.jpg", "rb").read(); adobe = ycck.index(b"Adobe")
+    open(d + "ycck.jpg", "wb").write(ycck[:adobe + 11] + b"\2" + ycck[adobe + 12:])
+    im.convert("CMYK").save(d + "cmyk_444.jpg", quality=90, subsampling=0)
+    im.save(d + "progressive_444.jpg", quality=90, subsampling=0, progressive=True); im.convert("L").save(d + "progressive_gray.jpg", progressive=True)
     exif = Image.Exif(); exif[0x0112] = 6
     photo(40, 30, 2).save(d + "turned.jpg", exif=exif)
     data = open(d + "420.jpg", "rb").read()
@@ -94,6 +101,26 @@ def write_pngs(d):
     png_by_hand(d + "interlaced.png", w, h, 8, 0, parts, interlace=True)
     data = open(d + "rgb.png", "rb").read()
     open(d + "cut.png", "wb").write(data[: len(data) // 2])
+    def broken(name, at, mask=0x55, source=data):
+        bad = bytearray(source); bad[at] ^= mask; open(d + name, "wb").write(bytes(bad))
+    idat = data.index(b"IDAT"); length = struct.unpack(">I", data[idat - 4:idat])[0]
+    broken("sum_of_data.png", idat + 4 + length)      # the chunk's own checksum
+    broken("sum_of_header.png", 30)
+    pal = open(d + "palette.png", "rb").read(); plte = pal.index(b"PLTE"); size = struct.unpack(">I", pal[plte - 4:plte])[0]
+    broken("sum_of_palette.png", plte + 4 + size, source=pal)
+    def chunk(kind, body): return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    ihdr_end = 33
+    def with_chunk(name, extra): open(d + name, "wb").write(data[:ihdr_end] + extra + data[ihdr_end:])
+    with_chunk("icc_junk.png", chunk(b"iCCP", b"x\0\0" + b"junk" * 20))
+    with_chunk("icc_bomb.png", chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(3_000_000), 9)))
+    with_chunk("text.png", chunk(b"tEXt", b"Comment\0a caption"))
+    with_chunk("unknown.png", chunk(b"abCd", b"private"))
+    # Far more pixels are packed than the header says.
+    raw = b"".join(b"\0" + bytes(3 * 41) for _ in range(29)) + bytes(4_000_000)
+    head = struct.pack(">IIBBBBB", 41, 29, 8, 2, 0, 0, 0)
+    open(d + "zlib_bomb.png", "wb").write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b""))
+    empty = struct.pack(">IIBBBBB", 0, 29, 8, 2, 0, 0, 0)
+    open(d + "no_width.png", "wb").write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", empty) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
 
 
 def write_webps(d):
@@ -118,9 +145,13 @@ def pictures():
             im = Image.open(d + name).convert("RGB")
         except Exception as e:
             out.append(dict(file=name, error=type(e).__name__)); continue
-        case = dict(file=name, width=im.width, height=im.height, decoded=fnv(im.tobytes()), evaluated={}, squashed={})
+        case = dict(file=name, width=im.width, height=im.height, decoded=fnv(im.tobytes()), evaluated={}, squashed={}, longest={})
         for size in (16, 48, 224) if name.startswith("4") else (24,):
             case["evaluated"][size] = fnv(center_crop(resize(im, size, InterpolationMode.BICUBIC), [size, size]).tobytes())
+            for fill in (0, 128):
+                keep = Compose([ResizeKeepRatio(size, interpolation=InterpolationMode.BICUBIC, longest=1), CenterCropOrPad(size, fill=fill)])
+                try: case["longest"][f"{size} {fill}"] = fnv(keep(im).tobytes())
+                except ValueError: assert min(im.size) * size < max(im.size), (name, size)  # a side of no pixels
             case["squashed"][size] = fnv(resize(im, [size, size], InterpolationMode.BICUBIC).tobytes())
         out.append(case)
     json.dump(out, open("pictures.json", "w"), indent=0)
@@ -155,6 +186,16 @@ def colors():
     json.dump(out, open("colors.json", "w"), indent=0)
 
 
+def normalized():
+    """Every byte in every channel through ToTensor and Normalize, as the bits of float32."""
+    im = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, 2), "RGB")
+    out = []
+    for mean, std in ((OPENAI_DATASET_MEAN, OPENAI_DATASET_STD), ((0.5,) * 3, (0.5,) * 3), (IMAGENET_MEAN, IMAGENET_STD)):
+        tensor = Compose([ToTensor(), Normalize(mean=mean, std=std)])(im)
+        out.append(dict(mean=mean, std=std, digest=fnv(tensor.numpy().astype("<f4").tobytes())))
+    json.dump(out, open("normalized.json", "w"), indent=0)
+
+
 def captions():
     tricky = [
         "a photo of a cat", "A PHOTO OF A CAT!!!", "  white   space \t and \u3000 wide  ", "don't can't we've they'll i'm he'd you're",
@@ -180,5 +221,5 @@ def captions():
 
 
 assert PIL.__version__ == "13.0.0" and open_clip.__version__ == "3.3.0", (PIL.__version__, open_clip.__version__)
-pictures(); resizes(); colors(); captions()
+pictures(); resizes(); colors(); normalized(); captions()
 print("Pillow", PIL.__version__, "torchvision", torchvision.__version__, "open_clip", open_clip.__version__)

@@ -6,6 +6,8 @@
 
 mod bad_input;
 mod captions;
+mod fuzz;
 mod goldens;
+mod hostile;
 mod lanes;
 mod support;

@@ -1,0 +1,114 @@
+//! The fuzz targets on their committed corpus, and on seeded mutations of it.
+
+use crate::support::{goldens, good_members, index, tar};
+use argosy_shard_loader::fuzzing;
+use std::path::{Path, PathBuf};
+
+/// Mutations per target on push; the fuzzer itself (`shard-loader/fuzz`) goes on for as long as it is let.
+const ROUNDS: usize = 3000;
+const SEED: u64 = 0x5eed_0042;
+
+/// The same numbers on every machine.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % n.max(1) as u64) as usize
+    }
+}
+
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    seeds(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name))
+}
+
+fn seeds(folder: &Path) -> Vec<Vec<u8>> {
+    let entries = std::fs::read_dir(folder).expect("the corpus");
+    let mut files: Vec<PathBuf> = entries.map(|e| e.expect("an entry").path()).collect();
+    files.sort();
+    files.iter().map(|f| std::fs::read(f).expect("a seed")).collect()
+}
+
+/// One to eight small changes.
+fn mutate(seed: &[u8], dice: &mut Dice) -> Vec<u8> {
+    let mut bytes = seed.to_vec();
+    for _ in 0..=dice.below(8) {
+        let at = dice.below(bytes.len() + 1);
+        let end = (at + 1 + dice.below(40)).min(bytes.len());
+        match dice.below(7) {
+            0 if at < bytes.len() => bytes[at] ^= 1 << dice.below(8),
+            1 if at < bytes.len() => bytes[at] = [0, 0xff, b'9', b' ', b'&', 0x80, 0xc3, 0x7f][dice.below(8)],
+            2 => bytes.insert(at, dice.below(256) as u8),
+            3 => drop(bytes.drain(at..end)),
+            4 => bytes.extend_from_within(at..end),
+            5 => bytes.truncate(at),
+            _ if at < bytes.len() => bytes[at] = dice.below(256) as u8,
+            _ => {}
+        }
+    }
+    bytes
+}
+
+/// Makes the checksums of headers good again, so that changes reach what lies behind them.
+fn reseal(archive: &mut [u8]) {
+    for header in archive.chunks_exact_mut(512).filter(|h| h[257..262] == *b"ustar") {
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    }
+}
+
+fn run(name: &str, seeds: &[Vec<u8>], rounds: usize, target: fn(&[u8]), mend: fn(&mut [u8])) {
+    println!("SEED fuzz-{name} {SEED:#x}");
+    assert!(!seeds.is_empty(), "no corpus for {name}");
+    seeds.iter().for_each(|seed| target(seed));
+    let mut dice = Dice(SEED);
+    for round in 0..rounds {
+        let mut bytes = mutate(&seeds[dice.below(seeds.len())], &mut dice);
+        if round % 2 == 0 {
+            mend(&mut bytes);
+        }
+        // The bytes of a failure come out, ready for the corpus.
+        let result = std::panic::catch_unwind(|| target(&bytes));
+        assert!(result.is_ok(), "{name} breaks in round {round} on {bytes:?}");
+    }
+}
+
+#[test]
+fn fuzz_tar_corpus_and_mutations_keep_every_promise() {
+    run("tar", &corpus("tar"), 4 * ROUNDS, fuzzing::tar, reseal);
+}
+
+#[test]
+fn fuzz_caption_corpus_and_mutations_keep_every_promise() {
+    run("caption", &corpus("caption"), ROUNDS, fuzzing::caption, |_| {});
+}
+
+#[test]
+fn fuzz_index_corpus_and_mutations_keep_every_promise() {
+    let mut seeds = corpus("index");
+    // One of today's form too, lest the corpus grow old without notice.
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("a.tar"), tar(&good_members(0, 5))).expect("written");
+    let file = folder.path().join("index");
+    index(folder.path()).0.write(&file).expect("written");
+    let payload = std::fs::read(&file).expect("the index")[HEADER_BYTES..].to_vec();
+    argosy_shard_loader::Index::sealed(&payload).expect("a good payload is taken");
+    seeds.push(payload);
+    run("index", &seeds, ROUNDS, fuzzing::index, |_| {});
+}
+
+/// What stands before the payload in an index file.
+const HEADER_BYTES: usize = 32;
+
+#[test]
+fn fuzz_picture_corpus_and_mutations_keep_every_promise() {
+    // The golden pictures are the corpus; those that unpack to megabytes only slow it down.
+    let seeds: Vec<Vec<u8>> = seeds(&goldens().join("pictures"))
+        .into_iter()
+        .filter(|s| s.len() < 20_000)
+        .collect();
+    run("picture", &seeds, ROUNDS / 3, fuzzing::picture, |_| {});
+}
