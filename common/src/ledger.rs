@@ -187,4 +187,14 @@ impl Ledger {
             self.sealed = false;
         }
     }
+
+    /// What it holds in memory, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let parts = self.open.as_ref().map_or(0, |a| {
+            let keys: usize = a.parts.values().map(|p| p.key.len()).sum();
+            a.owners.capacity() * size_of::<WorkerId>() + a.parts.len() * size_of::<(u32, PartInfo)>() + keys
+        });
+        size_of::<Self>() + self.committed.capacity() * size_of::<u64>() + parts
+    }
 }

@@ -12,6 +12,7 @@ mod config;
 mod effects;
 mod etcd;
 mod faults;
+pub mod fleet;
 mod inject;
 mod leader;
 mod links;

@@ -10,6 +10,12 @@ use crate::rules::Rules;
 const STEPS_AHEAD: u64 = 2;
 
 impl<R: Rules> Conductor<R> {
+    /// What the checkpoint ledger holds in memory, in bytes.
+    #[must_use]
+    pub fn ledger_bytes(&self) -> usize {
+        self.ledger.bytes()
+    }
+
     /// Opens an attempt when the cadence, the end of the run or a stop wants one.
     pub(super) fn maybe_open_attempt(&mut self, turn: &mut Turn) {
         if !matches!(self.phase, Phase::Running { .. }) || self.ledger.is_open() {

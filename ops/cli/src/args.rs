@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Parity(ParityArgs),
     /// Check that a run trained every position exactly once
     Audit(AuditArgs),
+    /// Simulate: what a fleet would do, or worlds in which faults try to break the brains
+    Sim(SimArgs),
     /// Show versions, paths and what is missing
     Doctor(OutputArgs),
     /// Unpack the demo's archives
@@ -125,6 +127,48 @@ pub(crate) struct ParityArgs {
 pub(crate) struct AuditArgs {
     /// Folder of the run
     pub(crate) run: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SimArgs {
+    /// Size a fleet of so many workers; without it, a small world with faults is run
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) workers: Option<u32>,
+    /// Shards of the data set
+    #[arg(long, value_name = "N", default_value_t = 200_000, requires = "workers", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) shards: u32,
+    /// Samples of one pass
+    #[arg(long, value_name = "N", default_value_t = 2_000_000_000, requires = "workers", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) samples: u64,
+    /// Lanes [default: as a job would have]
+    #[arg(long, value_name = "Q", requires = "workers")]
+    pub(crate) lanes: Option<u32>,
+    /// Global batch [default: 64 a worker]
+    #[arg(long, value_name = "B", requires = "workers", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) batch: Option<u32>,
+    /// Length of a step with all workers, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 1_000, requires = "workers", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    pub(crate) step_ms: u64,
+    /// What befalls the fleet (TOML; ops/examples/spot-faults.toml has every key)
+    #[arg(long, value_name = "FILE", requires = "workers")]
+    pub(crate) faults: Option<PathBuf>,
+    /// Do not repeat it at other failure rates
+    #[arg(long, requires = "workers")]
+    pub(crate) no_rates: bool,
+    /// Seed of everything that is drawn
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Worlds to run, one seed after the other
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "workers", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) worlds: u64,
+    /// Tell what happens in the world, line by line
+    #[arg(long, conflicts_with = "workers")]
+    pub(crate) story: bool,
+    /// Faults of the world instead of those of its seed, as a failure prints them
+    #[arg(long, value_name = "KIND@MS:WHO:FOR_MS", conflicts_with = "workers")]
+    pub(crate) fault: Vec<argosy_sim::Fault>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

@@ -11,6 +11,7 @@ mod index;
 mod job;
 mod out;
 mod run;
+mod sim;
 mod unpack;
 mod worker;
 
@@ -49,6 +50,7 @@ fn dispatch(command: Command) -> Outcome<Exit> {
         Command::Eval(EvalCommand::ZeroShot { args }) => worker::pass_on("eval-zero-shot", &args),
         Command::Parity(args) => worker::parity(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Sim(args) => sim::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Unpack(args) => unpack::run(&args),
     }

@@ -66,3 +66,50 @@ fn world_of_one_seed_run_twice_has_one_hash() {
     }
     assert_eq!(hashes.len(), 40, "other seeds, other worlds");
 }
+
+#[test]
+fn fleet_decides_the_same_in_lazy_and_in_exact() {
+    use argosy_sim::fleet::{FaultsFile, Fleet, Mode, decisions};
+    let mut generations = 0;
+    for seed in 0..40u32 {
+        let workers = 2 + seed * 37 % 99;
+        let faults = FaultsFile {
+            trace: argosy_sim::Trace::ALL[seed as usize % 3],
+            mean_life_s: 200 + 40 * u64::from(workers),
+            silent_one_in: 2,
+            replace_ms: 30_000,
+            checkpoint_steps: 30,
+            ..FaultsFile::default()
+        };
+        let fleet = Fleet {
+            workers,
+            shards: 100,
+            samples: 150 * u64::from(workers) * 8,
+            lanes: workers * 2,
+            batch: workers * 8,
+            step_ms: 700,
+            steps_max: 0,
+            faults,
+            seed: seed.into(),
+            mode: Mode::Exact,
+        };
+        let exact = decisions(&fleet);
+        let lazy = decisions(&Fleet {
+            mode: Mode::Lazy,
+            ..fleet
+        });
+        let first = exact.iter().zip(&lazy).find(|(a, b)| a != b);
+        assert!(
+            first.is_none() && exact.len() == lazy.len(),
+            "SEED fleet {seed}, {workers} workers: {first:?}"
+        );
+        assert_eq!(
+            exact.last().map(|d| d.what),
+            Some("end"),
+            "SEED fleet {seed}: {:?}",
+            &exact[exact.len() - 3..]
+        );
+        generations += exact.iter().filter(|d| d.what == "form").count();
+    }
+    assert!(generations > 100, "only {generations} generations: nothing happened");
+}

@@ -14,7 +14,7 @@ fn help_lists_the_commands_on_stdout() {
     let output = argosy(&place, &["--help"]).output().unwrap();
     assert_eq!(code(&output), 0);
     let text = String::from_utf8(output.stdout).unwrap();
-    for word in ["run", "index", "eval", "parity", "audit", "doctor"] {
+    for word in ["run", "index", "eval", "parity", "audit", "sim", "doctor"] {
         assert!(
             text.lines().any(|l| l.trim_start().starts_with(word)),
             "{word} is missing in\n{text}"
