@@ -25,6 +25,21 @@ fn engine(seed: u64) -> TorchEngine {
     .unwrap()
 }
 
+fn engine_with(options: TorchOptions) -> TorchEngine {
+    let mut config = engine(0).config().clone();
+    if options.loss == Loss::Siglip {
+        config.make_siglip();
+    }
+    TorchEngine::new(&config, &Preprocess::default(), options).unwrap()
+}
+
+/// Relative difference of two gradients in the norm over all parameters.
+fn apart(a: &[f32], b: &[f32]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    difference / norm(&mut b.iter().map(|v| f64::from(*v)))
+}
+
 /// Rows whose picture and caption both follow from a class, so that there is something to learn.
 struct Batch {
     pixels: Vec<u8>,
@@ -314,4 +329,145 @@ fn engine_reduced_by_touched_rows_equals_the_whole_sum() {
     };
     crate::engine::reduce_rows(&mut workers[0], &union, &mut Vec::new(), sum).unwrap();
     assert_eq!(workers[0].grads_flat().unwrap(), whole);
+}
+
+#[test]
+fn engine_short_of_memory_halves_its_micro_batches_and_says_so() {
+    for loss in [Loss::Clip, Loss::Siglip] {
+        let options = TorchOptions {
+            loss,
+            ..TorchOptions::default()
+        };
+        let (mut roomy, mut short, batch) = (engine_with(options), engine_with(options), batch(9));
+        short.rows_allowed = 3;
+        let want = forward_backward(&mut roomy, &batch, usize::MAX);
+        let got = forward_backward(&mut short, &batch, usize::MAX);
+        assert!((want - got).abs() < 1e-5, "{want} and {got}");
+        let difference = apart(short.grads_flat().unwrap(), roomy.grads_flat().unwrap());
+        assert!(difference < 1e-5, "{loss:?}: {difference}");
+        let notices = short.take_notices();
+        assert!(
+            notices[0].contains("9 rows") && notices.last().unwrap().contains("micro-batches of 3"),
+            "{notices:?}"
+        );
+        // It remembers: the next step begins with what fits.
+        forward_backward(&mut short, &batch, usize::MAX);
+        assert!(short.take_notices().is_empty() && roomy.take_notices().is_empty());
+    }
+}
+
+#[test]
+fn engine_without_memory_for_one_row_or_with_fixed_shapes_gives_up() {
+    for (allowed, fixed_shapes) in [(0, false), (3, true)] {
+        let mut engine = engine_with(TorchOptions {
+            fixed_shapes,
+            ..TorchOptions::default()
+        });
+        engine.rows_allowed = allowed;
+        let batch = batch(4);
+        let own = [0u32, 1, 2, 3];
+        let error = engine.encode(&batch.rows(), usize::MAX).and_then(|out| {
+            let lse = engine.own_lse(&own, 4, &out.f, &out.g)?;
+            let (r, c, diag) = (&lse.r, &lse.c, &lse.diag);
+            engine.loss_backward(&GatheredLse { r, c, diag })
+        });
+        assert!(error.unwrap_err().is_out_of_memory());
+    }
+}
+
+#[test]
+fn engine_checkpointed_gradients_have_the_same_bits() {
+    let batch = batch(7);
+    let gradient = |grad_checkpointing, micro_rows| {
+        let mut engine = engine_with(TorchOptions {
+            grad_checkpointing,
+            ..TorchOptions::default()
+        });
+        forward_backward(&mut engine, &batch, micro_rows);
+        engine.grads_flat().unwrap().to_vec()
+    };
+    for micro_rows in [3, 7] {
+        assert!(gradient(true, micro_rows) == gradient(false, micro_rows));
+    }
+}
+
+#[test]
+fn engine_in_bfloat16_stays_near_single_precision_and_holds_rounded_weights() {
+    let batch = batch(8);
+    let run = |precision| {
+        let mut engine = engine_with(TorchOptions {
+            precision,
+            ..TorchOptions::default()
+        });
+        let loss = forward_backward(&mut engine, &batch, 8);
+        let gradient = engine.grads_flat().unwrap().to_vec();
+        engine.apply(&HYPER).unwrap();
+        (loss, gradient, engine)
+    };
+    let (loss, gradient, _) = run(Precision::Fp32);
+    for precision in [Precision::AmpBf16, Precision::Bf16, Precision::PureBf16] {
+        let (other, others, engine) = run(precision);
+        assert!((loss - other).abs() < 2e-2 * loss, "{precision:?}: {loss} and {other}");
+        let difference = apart(&others, &gradient);
+        assert!(difference > 1e-6 && difference < 8e-2, "{precision:?}: {difference}");
+        let whole = |v: &f32| v.to_bits() & 0xffff == 0;
+        let rounded = engine.params().values.as_slice().iter().all(whole);
+        assert_eq!(rounded, precision == Precision::PureBf16, "{precision:?}");
+    }
+}
+
+#[test]
+fn engine_average_of_weights_follows_its_decay_and_travels_with_the_state() {
+    let options = TorchOptions {
+        ema: true,
+        ..TorchOptions::default()
+    };
+    let (mut engine, batch) = (engine_with(options), batch(6));
+    let hyper = ApplyHyper {
+        ema_decay: Some(0.75),
+        ..HYPER
+    };
+    assert!(engine.apply(&HYPER).is_err(), "an average without its decay");
+    let mut want: Vec<f32> = engine.params().values.as_slice().to_vec();
+    for _ in 0..3 {
+        forward_backward(&mut engine, &batch, 6);
+        engine.apply(&hyper).unwrap();
+        let values = engine.params().values.as_slice();
+        want.iter_mut().zip(values).for_each(|(e, v)| *e += 0.25 * (v - *e));
+    }
+    let average = engine.ema().unwrap().as_slice();
+    assert!(average.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-6));
+    let mut bytes = Vec::new();
+    engine.export_state(&mut bytes);
+    assert_eq!(bytes.len(), engine.state_len());
+    let mut other = engine_with(TorchOptions { seed: 5, ..options });
+    other.import_state(&bytes, Some(engine.state_hash())).unwrap();
+    for engine in [&mut engine, &mut other] {
+        forward_backward(engine, &batch, 6);
+        engine.apply(&hyper).unwrap();
+    }
+    assert_eq!(engine.state_hash(), other.state_hash());
+}
+
+#[test]
+fn engine_tells_of_every_block_once_with_its_final_gradient() {
+    let (mut engine, batch) = (engine(12), batch(5));
+    for micro_rows in [2, 5] {
+        let out = engine.encode(&batch.rows(), micro_rows).unwrap();
+        let lse = engine.own_lse(&[0, 1, 2, 3, 4], 5, &out.f, &out.g).unwrap();
+        let (r, c, diag) = (&lse.r, &lse.c, &lse.diag);
+        let mut heard: Vec<(usize, Vec<f32>)> = Vec::new();
+        engine
+            .loss_backward_overlapped(&GatheredLse { r, c, diag }, &mut |at, values| {
+                heard.push((at, values.to_vec()))
+            })
+            .unwrap();
+        assert_eq!(heard.len(), 4, "two towers of two blocks");
+        let flat = engine.grads_flat().unwrap();
+        for (at, values) in &heard {
+            assert!(flat[*at..*at + values.len()] == **values);
+        }
+        heard.sort_by_key(|(at, _)| *at);
+        assert!(heard.windows(2).all(|pair| pair[0].0 + pair[0].1.len() <= pair[1].0));
+    }
 }
