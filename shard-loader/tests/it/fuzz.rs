@@ -60,6 +60,7 @@ fn reseal(archive: &mut [u8]) {
     }
 }
 
+#[allow(clippy::print_stdout, reason = "a test's seed goes into the long run's report")]
 fn run(name: &str, seeds: &[Vec<u8>], rounds: usize, target: fn(&[u8]), mend: fn(&mut [u8])) {
     println!("SEED fuzz-{name} {SEED:#x}");
     assert!(!seeds.is_empty(), "no corpus for {name}");
