@@ -66,7 +66,7 @@ pub struct DataConfig {
     /// Suffixes of the picture in a shard, in order of preference.
     #[serde(default = "default_image_key")]
     pub image_key: String,
-    /// Suffixes of the caption.
+    /// Suffixes of the caption, in order of preference; `json:FIELD` is a field of the sample's JSON.
     #[serde(default = "default_text_key")]
     pub text_key: String,
     /// Index file; by default `argosy run` keeps one in the run folder.
@@ -88,9 +88,72 @@ pub struct DataConfig {
     /// but other pixels than OpenCLIP's.
     #[serde(default)]
     pub fast_decode: bool,
+    /// Which of several captions a row is trained with.
+    #[serde(default)]
+    pub caption_draw: CaptionDraw,
+    /// Weights of the entries of `text_key` for `caption_draw = "weighted"`; equal by default.
+    #[serde(default)]
+    pub caption_weights: Vec<f64>,
+    /// Which samples the index keeps; all by default (rule L6).
+    #[serde(default)]
+    pub filter: FilterConfig,
+    /// What is kept on this machine's disk.
+    #[serde(default)]
+    pub cache: CacheConfig,
     /// Training augmentation.
     #[serde(default)]
     pub aug_cfg: AugmentationConfig,
+}
+
+/// Which of the captions that `text_key` names is taken. Several in one entry (a JSON array) are always drawn from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaptionDraw {
+    /// The first entry of `text_key` that the sample has.
+    #[default]
+    First,
+    /// Any that it has, drawn anew at every position by `caption_weights`.
+    Weighted,
+}
+
+/// Which samples are kept when the index is made. A sample must meet all that is given.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FilterConfig {
+    /// File with one id per line; relative to the job file's folder.
+    pub ids: Option<String>,
+    /// Field of the sample's JSON that holds its id; its key in the shard by default.
+    pub id_field: Option<String>,
+    /// Fewest and most characters of the caption.
+    pub caption_chars: Option<[u32; 2]>,
+    /// Conditions on fields of the sample's JSON, as in `similarity >= 0.3`.
+    pub conditions: Vec<String>,
+}
+
+/// What a worker keeps on its own disk so that it need not be read or decoded again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheConfig {
+    /// Folder of the cache; none by default. Workers of one machine may share it.
+    pub dir: Option<String>,
+    /// Most bytes in it; the oldest go first.
+    pub bytes_max: u64,
+    /// Keeps decoded pictures, shrunk to `decoded_short_side`, instead of shard bytes. Crops then come from the shrunk
+    /// picture, so pixels are not those of a run without it.
+    pub decoded: bool,
+    /// Shorter side of a kept picture.
+    pub decoded_short_side: u32,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            bytes_max: 64 << 30,
+            decoded: false,
+            decoded_short_side: 288,
+        }
+    }
 }
 
 /// One set of shards.
@@ -100,7 +163,8 @@ pub struct Source {
     /// Name for people and for the ledger; `source-N` by default.
     #[serde(default)]
     pub name: String,
-    /// Shards by brace pattern (`/data/{00000..00041}.tar`), folder, or single file; relative to the job file's folder.
+    /// Shards by brace pattern (`/data/{00000..00041}.tar`), folder, manifest, single file, or the same at an address
+    /// (`s3://bucket/set/`); several joined by `::`. Relative to the job file's folder.
     pub shards: String,
 }
 

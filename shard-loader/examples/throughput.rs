@@ -8,7 +8,7 @@
 use argosy_common::config::{DataConfig, Source};
 use argosy_common::shape::RunShape;
 use argosy_shard_loader::transform::normalize;
-use argosy_shard_loader::{BuildConfig, DataError, Loader, LoaderConfig, index};
+use argosy_shard_loader::{BuildConfig, DataError, Loader, LoaderConfig, RetryPolicy, Store, index};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,8 +25,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "sources": [Source { name: "all".into(), shards }], "fast_decode": has("fast"),
     });
     let data: DataConfig = serde_json::from_value(sources)?;
+    let base = Path::new(".");
+    let store = Store::new(RetryPolicy::default())?;
     let started = Instant::now();
-    let (index, report) = index::build(&data.sources, Path::new("."), &BuildConfig::of(&data), &|_| {})?;
+    let (index, report) = index::build(&store, &data.sources, base, &BuildConfig::of(&data, base)?, &|_| {})?;
     let index_seconds = started.elapsed().as_secs_f64();
     let shape = RunShape {
         seed: 1,

@@ -107,6 +107,35 @@ impl DataError {
     }
 }
 
+/// Why bytes cannot be had, for whoever decides what becomes of the lane (rule M2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockCause {
+    /// The store refuses our credentials: no other worker with the same ones will fare better.
+    Denied,
+    /// The shard is gone.
+    Missing,
+    /// The shard is not the one that was indexed (rule M3).
+    Changed,
+    /// The index itself is damaged.
+    Index,
+    /// It could not be read for now, retries included.
+    Unreadable,
+}
+
+impl BlockCause {
+    /// The cause in an error.
+    #[must_use]
+    pub fn of(error: &DataError) -> Self {
+        match error {
+            DataError::Denied { .. } => Self::Denied,
+            DataError::NotFound { .. } => Self::Missing,
+            DataError::Changed { .. } => Self::Changed,
+            DataError::Index { .. } => Self::Index,
+            _ => Self::Unreadable,
+        }
+    }
+}
+
 /// Why no batch comes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoaderError {
@@ -119,6 +148,8 @@ pub enum LoaderError {
         shard: String,
         /// The bytes that were asked for.
         range: Range<u64>,
+        /// What kind of failure it is.
+        cause: BlockCause,
         /// Why they did not come.
         error: String,
     },

@@ -170,10 +170,7 @@ impl EvalReader {
             .map(|c| c.trim().parse().map_err(|_| MaskReason::Caption))
             .transpose()?;
         // Classification needs picture and class only: a caption nobody can read takes nothing from the sample.
-        let caption = group
-            .text(&self.keys)
-            .and_then(|range| text(range).ok())
-            .map(str::to_owned);
+        let caption = group.captions(&self.keys, slice).into_iter().next().map(|c| c.text);
         decode(slice(image), self.config.max_image_pixels, &mut self.picture)?;
         let side = self.config.image_size as usize;
         let mut pixels = vec![0; side * side * 3];

@@ -10,6 +10,7 @@
 //! Pictures are JPEG, PNG or WebP, told by their bytes. GIF and BMP, which OpenCLIP would read, are masked `format`.
 
 pub mod batch;
+pub mod check;
 pub mod decode;
 pub mod error;
 pub mod eval;
@@ -30,8 +31,9 @@ mod clean;
 mod html;
 
 pub use batch::LaneBatch;
-pub use error::{DataError, LoaderError};
+pub use error::{BlockCause, DataError, LoaderError};
 pub use eval::{EvalConfig, EvalReader, EvalSample};
-pub use index::{BuildConfig, BuildReport, Index, Progress};
+pub use index::{BuildConfig, BuildReport, Filter, Index, Progress};
 pub use loader::{Loader, LoaderConfig, LoaderStats};
+pub use store::{RetryPolicy, Store};
 pub use tokenize::Tokenizer;

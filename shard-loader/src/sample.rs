@@ -1,30 +1,132 @@
 //! From tar members to samples, as WebDataset groups them.
 
 use crate::tar::Member;
+use crate::tokenize;
+use argosy_common::config::{CaptionDraw, DataConfig};
+use argosy_common::rng::Draws;
+use serde_json::Value;
 use std::ops::Range;
 
 /// Which members of a sample are its picture and its caption, in order of preference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
     image: Vec<String>,
-    text: Vec<String>,
+    text: Vec<TextSource>,
+}
+
+/// Where a caption may stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TextSource {
+    /// The member with this suffix is the caption.
+    Member(String),
+    /// A field of the member `json`; dots lead into objects. An array holds several captions.
+    Field(String),
+}
+
+impl TextSource {
+    /// Suffix of the member that it stands in.
+    #[must_use]
+    pub fn suffix(&self) -> &str {
+        match self {
+            Self::Member(suffix) => suffix,
+            Self::Field(_) => "json",
+        }
+    }
+}
+
+/// A caption of a sample.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caption {
+    /// Which entry of the keys it comes from.
+    pub entry: usize,
+    /// Its text, not cleaned.
+    pub text: String,
 }
 
 impl Keys {
-    /// From lists joined by `;`, as OpenCLIP and WebDataset write them.
+    /// From lists joined by `;`, as OpenCLIP and WebDataset write them; `json:FIELD` is a caption in a field.
     #[must_use]
     pub fn new(image_key: &str, text_key: &str) -> Self {
-        let list = |keys: &str| {
-            keys.split(';')
-                .map(|k| k.trim().trim_start_matches('.').to_ascii_lowercase())
-                .filter(|k| !k.is_empty())
-                .collect()
+        let entries = |keys: &str| -> Vec<String> {
+            let entries = keys.split(';').map(|k| k.trim().trim_start_matches('.').to_owned());
+            entries.filter(|k| !k.is_empty()).collect()
+        };
+        let text = |entry: String| match entry.split_once(':') {
+            Some((suffix, field)) if suffix.eq_ignore_ascii_case("json") => TextSource::Field(field.trim().to_owned()),
+            _ => TextSource::Member(entry.to_lowercase()),
         };
         Self {
-            image: list(image_key),
-            text: list(text_key),
+            image: entries(image_key).into_iter().map(|k| k.to_lowercase()).collect(),
+            text: entries(text_key).into_iter().map(text).collect(),
         }
     }
+
+    /// Where captions may stand, in order of preference.
+    #[must_use]
+    pub fn texts(&self) -> &[TextSource] {
+        &self.text
+    }
+}
+
+/// The value of a field; dots lead into objects.
+#[must_use]
+pub fn field<'a>(json: &'a Value, path: &str) -> Option<&'a Value> {
+    // A field whose own name has dots is found before they are taken as a path.
+    json.get(path)
+        .or_else(|| path.split('.').try_fold(json, |value, name| value.get(name)))
+}
+
+/// The captions that entry number `entry` finds in the bytes of its member; none when they are not UTF-8 or not JSON.
+#[must_use]
+pub fn captions_of(entry: usize, source: &TextSource, bytes: &[u8]) -> Vec<Caption> {
+    let one = |text: &str| Caption {
+        entry,
+        text: text.to_owned(),
+    };
+    match source {
+        TextSource::Member(_) => std::str::from_utf8(bytes).map(one).into_iter().collect(),
+        TextSource::Field(path) => {
+            let json: Option<Value> = serde_json::from_slice(bytes).ok();
+            match json.as_ref().and_then(|json| field(json, path)) {
+                Some(Value::String(text)) => vec![one(text)],
+                Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).map(one).collect(),
+                _ => Vec::new(),
+            }
+        }
+    }
+}
+
+/// The caption that is trained; `None` without any. `draws` are those of the row (rule L1: a pure function of its place).
+#[must_use]
+pub fn choose<'a>(captions: &'a [Caption], data: &DataConfig, draws: &mut Draws) -> Option<&'a str> {
+    let first = captions.first()?.entry;
+    let entry = match data.caption_draw {
+        CaptionDraw::First => first,
+        CaptionDraw::Weighted => {
+            let weight = |entry: usize| data.caption_weights.get(entry).copied().unwrap_or(1.0);
+            let mut entries: Vec<usize> = captions.iter().map(|c| c.entry).collect();
+            entries.dedup();
+            let sum: f64 = entries.iter().map(|e| weight(*e)).sum();
+            let mut at = draws.unit() * sum;
+            // Where all that the sample has weighs nothing, its first is better than no caption.
+            let mut chosen = first;
+            for entry in entries.into_iter().filter(|e| weight(*e) > 0.0) {
+                chosen = entry;
+                at -= weight(entry);
+                if at < 0.0 {
+                    break;
+                }
+            }
+            chosen
+        }
+    };
+    let own: Vec<&Caption> = captions.iter().filter(|c| c.entry == entry).collect();
+    let i = if own.len() > 1 {
+        draws.below(own.len() as u64) as usize
+    } else {
+        0
+    };
+    own.get(i).map(|caption| caption.text.as_str())
 }
 
 /// Consecutive members that share a base name.
@@ -61,10 +163,21 @@ impl Group {
         self.first_of(&keys.image)
     }
 
-    /// Where the caption lies.
+    /// Whether a member is there in which a caption may stand.
     #[must_use]
-    pub fn text(&self, keys: &Keys) -> Option<Range<u64>> {
-        self.first_of(&keys.text)
+    pub fn has_text(&self, keys: &Keys) -> bool {
+        keys.text.iter().any(|source| self.get(source.suffix()).is_some())
+    }
+
+    /// All captions that the sample has, in order of preference; `bytes` gives the data of a range.
+    #[must_use]
+    pub fn captions<'b>(&self, keys: &Keys, bytes: impl Fn(Range<u64>) -> &'b [u8]) -> Vec<Caption> {
+        let entries = keys.text.iter().enumerate();
+        entries
+            .filter_map(|(i, source)| Some((i, source, self.get(source.suffix())?)))
+            .flat_map(|(i, source, range)| captions_of(i, source, bytes(range)))
+            .filter(|caption| !tokenize::is_empty(&caption.text))
+            .collect()
     }
 }
 
@@ -171,6 +284,75 @@ mod tests {
             ..Group::default()
         };
         assert_eq!(group.image(&keys), Some(1..2));
-        assert_eq!(group.text(&keys), None);
+        assert!(!group.has_text(&keys));
+    }
+
+    fn data(draw: &str) -> DataConfig {
+        let text = format!(
+            "version = 1\nname = \"t\"\n[model]\nname = \"ViT-B-32\"\n[data]\nsources = [{{ shards = \".\" }}]\n{draw}\n[train]\n"
+        );
+        argosy_common::config::Job::from_toml("t", &text)
+            .expect("a good job")
+            .data
+    }
+
+    fn group_with(txt: &str, json: &str) -> (Group, Vec<u8>) {
+        let bytes = [txt.as_bytes(), json.as_bytes()].concat();
+        let split = txt.len() as u64;
+        let members = vec![("txt".into(), 0..split), ("json".into(), split..bytes.len() as u64)];
+        let group = Group {
+            members,
+            ..Group::default()
+        };
+        (group, bytes)
+    }
+
+    fn drawn(text_key: &str, draw: &str, txt: &str, json: &str) -> std::collections::BTreeMap<String, u32> {
+        let keys = Keys::new("jpg", text_key);
+        let (group, bytes) = group_with(txt, json);
+        let captions = group.captions(&keys, |r| &bytes[r.start as usize..r.end as usize]);
+        let data = data(&format!("text_key = \"{text_key}\"\n{draw}"));
+        let mut seen = std::collections::BTreeMap::new();
+        for position in 0..4000 {
+            let mut draws = Draws::new(3, argosy_common::rng::Purpose::Caption, 1, position);
+            let chosen = choose(&captions, &data, &mut draws).unwrap_or("-").to_owned();
+            *seen.entry(chosen).or_default() += 1;
+        }
+        seen
+    }
+
+    #[test]
+    fn caption_of_first_choice_is_the_first_entry_there_is() {
+        let json = r#"{"alt": "from json", "deep": {"er": "deep"}, "many": ["a", "b", "c", " "]}"#;
+        let only = |text: &str| [(text.to_owned(), 4000)].into();
+        assert_eq!(drawn("txt;json:alt", "", "from txt", json), only("from txt"));
+        assert_eq!(drawn("json:alt;txt", "", "from txt", json), only("from json"));
+        assert_eq!(drawn("json:none;json:deep.er;txt", "", "from txt", json), only("deep"));
+        assert_eq!(
+            drawn("txt;json:alt", "", " \n", json),
+            only("from json"),
+            "an empty caption is none"
+        );
+        assert_eq!(drawn("json:alt", "", "from txt", "{"), only("-"));
+        let many = drawn("json:many", "", "", json);
+        assert!(
+            many.len() == 3 && many.values().all(|n| (1200..1470).contains(n)),
+            "{many:?}"
+        );
+    }
+
+    #[test]
+    fn caption_of_weighted_choice_follows_the_weights_of_what_is_there() {
+        let draw = "caption_draw = \"weighted\"\ncaption_weights = [1, 3, 0]";
+        let seen = drawn("txt;json:a;json:b", draw, "t", r#"{"a": "a", "b": "b"}"#);
+        assert!(seen.len() == 2 && (900..1100).contains(&seen["t"]), "{seen:?}");
+        assert_eq!(
+            drawn("txt;json:a;json:b", draw, "t", r#"{"b": "b"}"#),
+            [("t".to_owned(), 4000)].into()
+        );
+        assert_eq!(
+            drawn("txt;json:a;json:b", draw, "", r#"{"b": "b"}"#),
+            [("b".to_owned(), 4000)].into()
+        );
     }
 }

@@ -88,6 +88,11 @@ impl<R: ReadAt> Walker<R> {
         }
     }
 
+    /// The archive it walks over.
+    pub fn archive(&mut self) -> &mut R {
+        &mut self.archive
+    }
+
     /// Offset of the next header: all before it was walked over without fault.
     pub fn offset(&self) -> u64 {
         self.extended.start.unwrap_or(self.at)

@@ -132,6 +132,7 @@ pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
     if !(1..=4096).contains(&job.data.window_factor) {
         return refuse("data.window_factor", job.data.window_factor.to_string(), "1 to 4096");
     }
+    check_captions(file, job)?;
     check_augmentation(file, job)?;
     check_train(file, job)?;
     let w = &job.workers;
@@ -146,6 +147,61 @@ pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
             value,
             "500 to 600000 (heartbeats are a tenth of it)",
         );
+    }
+    Ok(())
+}
+
+fn check_captions(file: &str, job: &Job) -> Result<(), ConfigError> {
+    let data = &job.data;
+    let refuse = |key: &'static str, value: String, expected: &str| {
+        Err(ConfigError::Value {
+            file: file.into(),
+            key,
+            value,
+            expected: expected.into(),
+        })
+    };
+    let entries = data.text_key.split(';').filter(|k| !k.trim().is_empty()).count();
+    if entries == 0 {
+        return refuse(
+            "data.text_key",
+            format!("{:?}", data.text_key),
+            "a suffix like `txt`, or `json:FIELD`",
+        );
+    }
+    let weights = &data.caption_weights;
+    let good = weights.iter().all(|w| w.is_finite() && *w >= 0.0) && weights.iter().sum::<f64>() > 0.0;
+    if !weights.is_empty() && (weights.len() != entries || !good || data.caption_draw != super::CaptionDraw::Weighted) {
+        let expected =
+            format!("{entries} numbers >= 0, one per entry of data.text_key, with caption_draw = \"weighted\"");
+        return refuse("data.caption_weights", format!("{weights:?}"), &expected);
+    }
+    if let Some([low, high]) = data.filter.caption_chars
+        && low > high
+    {
+        return refuse(
+            "data.filter.caption_chars",
+            format!("[{low}, {high}]"),
+            "fewest, then most characters",
+        );
+    }
+    if data.filter.id_field.is_some() && data.filter.ids.is_none() {
+        return refuse(
+            "data.filter.id_field",
+            "without data.filter.ids".into(),
+            "a list of ids as well",
+        );
+    }
+    if data.cache.decoded && data.cache.dir.is_none() {
+        return refuse(
+            "data.cache.decoded",
+            "true without data.cache.dir".into(),
+            "a folder for the cache",
+        );
+    }
+    if !(16..=4096).contains(&data.cache.decoded_short_side) {
+        let value = data.cache.decoded_short_side.to_string();
+        return refuse("data.cache.decoded_short_side", value, "16 to 4096 pixels");
     }
     Ok(())
 }

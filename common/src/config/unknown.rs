@@ -37,10 +37,16 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "window_factor",
             "window_bytes_max",
             "fast_decode",
+            "caption_draw",
+            "caption_weights",
+            "filter",
+            "cache",
             "aug_cfg",
         ],
     ),
     ("data.sources", &["name", "shards"]),
+    ("data.filter", &["ids", "id_field", "caption_chars", "conditions"]),
+    ("data.cache", &["dir", "bytes_max", "decoded", "decoded_short_side"]),
     (
         "data.aug_cfg",
         &["scale", "ratio", "color_jitter", "color_jitter_prob", "gray_scale_prob"],
@@ -153,8 +159,8 @@ fn line_of_key(text: &str, key: &str) -> usize {
 #[cfg(test)]
 pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
     use crate::config::{
-        AugmentationConfig, CheckpointConfig, DataConfig, FailureConfig, ModelConfig, Source, TrainConfig,
-        WorkersConfig,
+        AugmentationConfig, CacheConfig, CaptionDraw, CheckpointConfig, DataConfig, FailureConfig, FilterConfig,
+        ModelConfig, Source, TrainConfig, WorkersConfig,
     };
     fn keys<T: serde::Serialize>(value: &T) -> Vec<String> {
         let json = serde_json::to_value(value).expect("our structs serialise");
@@ -175,12 +181,18 @@ pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
         window_factor: 0,
         window_bytes_max: 0,
         fast_decode: false,
+        caption_draw: CaptionDraw::First,
+        caption_weights: Vec::new(),
+        filter: FilterConfig::default(),
+        cache: CacheConfig::default(),
         aug_cfg: AugmentationConfig::default(),
     };
     vec![
         ("model", keys(&ModelConfig::default())),
         ("data", keys(&data)),
         ("data.sources", keys(&source)),
+        ("data.filter", keys(&FilterConfig::default())),
+        ("data.cache", keys(&CacheConfig::default())),
         ("data.aug_cfg", keys(&AugmentationConfig::default())),
         ("train", keys(&TrainConfig::default())),
         ("workers", keys(&WorkersConfig::default())),

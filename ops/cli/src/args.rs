@@ -20,6 +20,9 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Read shards' headers and write their index, or show one
     Index(IndexArgs),
+    /// Look at data before it is trained on
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Evaluate a checkpoint
     #[command(subcommand)]
     Eval(EvalCommand),
@@ -80,7 +83,7 @@ pub(crate) struct RunArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct IndexArgs {
-    /// Shards: folders, files or patterns like `data/{00000..00041}.tar`
+    /// Shards: folders, files, patterns like `data/{00000..00041}.tar`, manifests, addresses like `s3://bucket/set/`
     #[arg(value_name = "SHARDS", required_unless_present = "show")]
     pub(crate) shards: Vec<String>,
     /// Where the index is written
@@ -92,9 +95,58 @@ pub(crate) struct IndexArgs {
     /// Suffixes of the picture, in order of preference
     #[arg(long, default_value = "jpg;png;jpeg;webp")]
     pub(crate) image_key: String,
-    /// Suffixes of the caption
+    /// Suffixes of the caption; `json:FIELD` is a field of the sample's JSON
     #[arg(long, default_value = "txt")]
     pub(crate) text_key: String,
+    /// Take the counts of sizes.json or img2dataset instead of reading the shards; a run reads them when it comes to them
+    #[arg(long)]
+    pub(crate) adopt: bool,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Which samples are kept.
+#[derive(Debug, Args)]
+pub(crate) struct FilterArgs {
+    /// Keep samples whose id stands in this file, one per line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ids: Option<String>,
+    /// Field of the sample's JSON that holds its id [default: its key]
+    #[arg(long, value_name = "FIELD", requires = "ids")]
+    pub(crate) id_field: Option<String>,
+    /// Fewest and most characters of the caption
+    #[arg(long, value_names = ["MIN", "MAX"], num_args = 2)]
+    pub(crate) caption_chars: Option<Vec<u32>>,
+    /// Condition on a field of the sample's JSON, as in `similarity >= 0.3`; may be given several times
+    #[arg(long = "where", value_name = "CONDITION")]
+    pub(crate) conditions: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Read and decode every sample once; name each that a run would leave out, with its reason
+    Check(DataCheckArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DataCheckArgs {
+    /// Shards: folders, files, patterns, manifests or addresses
+    #[arg(value_name = "SHARDS", required = true)]
+    pub(crate) shards: Vec<String>,
+    /// Suffixes of the picture, in order of preference
+    #[arg(long, default_value = "jpg;png;jpeg;webp")]
+    pub(crate) image_key: String,
+    /// Suffixes of the caption; `json:FIELD` is a field of the sample's JSON
+    #[arg(long, default_value = "txt")]
+    pub(crate) text_key: String,
+    /// Pictures with more pixels are named
+    #[arg(long, default_value_t = 25_000_000, value_name = "N")]
+    pub(crate) max_image_pixels: u64,
+    /// Problems that are listed; beyond that they are counted
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub(crate) list: usize,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

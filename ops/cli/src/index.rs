@@ -4,10 +4,11 @@ use crate::args::{Format, IndexArgs};
 use crate::fail::{Failure, Outcome};
 use crate::job::index_bar;
 use crate::out::{self, Table};
-use argosy_common::config::Source;
+use argosy_common::config::{FilterConfig, Source};
 use argosy_common::exit::Exit;
-use argosy_shard_loader::{BuildConfig, Index, index};
-use std::path::Path;
+use argosy_shard_loader::{BuildConfig, Filter, Index, RetryPolicy, Store, index};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Shards that are listed one by one; beyond that only the damaged are.
 const LISTED_MAX: usize = 40;
@@ -21,13 +22,22 @@ pub(crate) fn run(args: &IndexArgs) -> Outcome<Exit> {
         name: "source-0".into(),
         shards: args.shards.join("::"),
     }];
-    let config = BuildConfig {
-        image_key: args.image_key.clone(),
-        text_key: args.text_key.clone(),
-        threads: std::thread::available_parallelism().map_or(2, usize::from),
+    let filter = FilterConfig {
+        ids: args.filter.ids.clone(),
+        id_field: args.filter.id_field.clone(),
+        caption_chars: args.filter.caption_chars.as_ref().map(|c| [c[0], c[1]]),
+        conditions: args.filter.conditions.clone(),
     };
-    let bar = index_bar();
-    let built = index::build(&sources, Path::new("."), &config, &|p| {
+    let config = BuildConfig {
+        filter: Filter::of(&filter, Path::new("."))?,
+        adopt: args.adopt,
+        known: known(&args.out),
+        journal: Some(journal_beside(&args.out)),
+        ..BuildConfig::new(&args.image_key, &args.text_key)
+    };
+    let store = Store::new(RetryPolicy::default())?;
+    let bar = index_bar("indexing");
+    let built = index::build(&store, &sources, Path::new("."), &config, &|p| {
         bar.set_length(p.shards_total as u64);
         bar.set_position(p.shards as u64);
         bar.set_message(format!("{} rows", out::count(p.rows)));
@@ -36,6 +46,15 @@ pub(crate) fn run(args: &IndexArgs) -> Outcome<Exit> {
     let (index, report) = built?;
     index.write(&args.out)?;
     show(&index, &args.out, args.output.output)?;
+    if report.known > 0 {
+        out::say(&format!(
+            "{} of {} shards were known already",
+            report.known, report.shards
+        ));
+    }
+    for claim in report.wrong_claims.iter().take(LISTED_MAX) {
+        out::say(&format!("{} {claim}", out::style("note:", out::YELLOW)));
+    }
     if !report.damaged.is_empty() {
         let line = format!(
             "{} shards are damaged; the rows before the damage are kept",
@@ -50,6 +69,18 @@ pub(crate) fn run(args: &IndexArgs) -> Outcome<Exit> {
     Ok(Exit::Ok)
 }
 
+/// The index that is there already, to take from it what has not changed; one that cannot be read is made anew.
+fn known(path: &Path) -> Option<Arc<Index>> {
+    Index::open(path).ok().map(Arc::new)
+}
+
+/// Where an index that is being made notes what it has read.
+pub(crate) fn journal_beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    name.into()
+}
+
 /// What the index leaves out, in a person's words; empty when nothing is.
 pub(crate) fn left_out(index: &Index) -> Vec<String> {
     let missing: u64 = index.shards().map(|s| u64::from(s.missing)).sum();
@@ -58,6 +89,14 @@ pub(crate) fn left_out(index: &Index) -> Vec<String> {
         lines.push(format!(
             "{} samples without picture or caption (missing)",
             out::count(missing)
+        ));
+    }
+    let filtered: u64 = index.shards().map(|s| u64::from(s.filtered)).sum();
+    if filtered > 0 {
+        lines.push(format!(
+            "{} samples by the filter ({})",
+            out::count(filtered),
+            index.filter()
         ));
     }
     for shard in index.shards() {
@@ -78,7 +117,8 @@ fn show(index: &Index, path: &Path, format: Format) -> Outcome<()> {
             .map(|s| {
                 serde_json::json!({
                     "source": s.source, "location": s.location, "rows": s.rows, "bytes": s.bytes,
-                    "missing": s.missing, "damage": s.damage,
+                    "samples": s.samples, "missing": s.missing, "filtered": s.filtered, "etag": s.etag,
+                    "verified": s.verified, "damage": s.damage,
                 })
             })
             .collect();
@@ -88,6 +128,8 @@ fn show(index: &Index, path: &Path, format: Format) -> Outcome<()> {
             "hash": format!("{:016x}", index.index_hash()),
             "rows": rows,
             "bytes": bytes,
+            "filter": index.filter(),
+            "filtered": index.shards().map(|s| u64::from(s.filtered)).sum::<u64>(),
             "missing": index.shards().map(|s| u64::from(s.missing)).sum::<u64>(),
             "damaged": index.shards().filter(|s| s.damage.is_some()).count(),
             "mean_sample_bytes": index.mean_sample_bytes(),

@@ -5,7 +5,7 @@ use crate::out;
 use argosy_common::config::{JOB_FILE_BYTES_MAX, Job};
 use argosy_common::exit::Exit;
 use argosy_common::shape::{self, RunShape};
-use argosy_shard_loader::{BuildConfig, Index, index};
+use argosy_shard_loader::{BuildConfig, Filter, Index, RetryPolicy, Store, index};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -80,10 +80,14 @@ fn lay_over(file: &str, text: &str, sets: &[String]) -> Outcome<String> {
 }
 
 /// Builds the index of a job's sources with progress on stderr; says what was left out.
-pub(crate) fn build_index(loaded: &LoadedJob) -> Outcome<Index> {
-    let config = BuildConfig::of(&loaded.job.data);
-    let bar = index_bar();
-    let built = index::build(&loaded.job.data.sources, &loaded.base, &config, &|p| {
+pub(crate) fn build_index(loaded: &LoadedJob, path: &Path) -> Outcome<Index> {
+    let config = BuildConfig {
+        journal: Some(crate::index::journal_beside(path)),
+        ..BuildConfig::of(&loaded.job.data, &loaded.base)?
+    };
+    let store = Store::new(RetryPolicy::default())?;
+    let bar = index_bar("indexing");
+    let built = index::build(&store, &loaded.job.data.sources, &loaded.base, &config, &|p| {
         bar.set_length(p.shards_total as u64);
         bar.set_position(p.shards as u64);
         bar.set_message(format!("{} rows", out::count(p.rows)));
@@ -94,12 +98,12 @@ pub(crate) fn build_index(loaded: &LoadedJob) -> Outcome<Index> {
 }
 
 /// A bar where stderr is a terminal, nothing elsewhere.
-pub(crate) fn index_bar() -> ProgressBar {
+pub(crate) fn index_bar(doing: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::no_length();
-    if let Ok(style) = ProgressStyle::with_template("indexing [{bar:24}] {pos}/{len} shards, {msg}") {
+    if let Ok(style) = ProgressStyle::with_template(&format!("{doing} [{{bar:24}}] {{pos}}/{{len}} shards, {{msg}}")) {
         bar.set_style(style.progress_chars("=> "));
     }
     bar
@@ -111,17 +115,17 @@ pub(crate) fn index_for(loaded: &LoadedJob, run_dir: &Path) -> Outcome<(Index, P
     let own = loaded.job.data.index.as_ref().map(|file| loaded.base.join(file));
     let path = own.unwrap_or_else(|| run_dir.join("index.argosy"));
     if !path.exists() {
-        let index = build_index(loaded)?;
+        let index = build_index(loaded, &path)?;
         index.write(&path)?;
         return Ok((index, path));
     }
     let index = Index::open(&path)?;
-    check_index(&loaded.job, &index, &path)?;
+    check_index(&loaded.job, &loaded.base, &index, &path)?;
     Ok((index, path))
 }
 
 /// An index made for another job is refused.
-fn check_index(job: &Job, index: &Index, path: &Path) -> Outcome<()> {
+fn check_index(job: &Job, base: &Path, index: &Index, path: &Path) -> Outcome<()> {
     let differs = |what: &str, has: String, wants: String| {
         let message = format!(
             "index {} was made for {what} {has}, the job says {wants}",
@@ -129,6 +133,10 @@ fn check_index(job: &Job, index: &Index, path: &Path) -> Outcome<()> {
         );
         Err(Failure::new(Exit::Conflict, message).help("remove the index, or name another in data.index"))
     };
+    let filter = Filter::of(&job.data.filter, base)?.words();
+    if index.filter() != filter {
+        return differs("the filter", format!("{:?}", index.filter()), format!("{filter:?}"));
+    }
     let wanted = (job.data.image_key.as_str(), job.data.text_key.as_str());
     if index.keys() != wanted {
         return differs("the keys", format!("{:?}", index.keys()), format!("{wanted:?}"));

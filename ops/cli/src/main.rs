@@ -5,6 +5,7 @@
 mod args;
 mod audit;
 mod crash;
+mod data;
 mod doctor;
 mod fail;
 mod index;
@@ -16,7 +17,7 @@ mod unpack;
 mod worker;
 
 use argosy_common::exit::Exit;
-use args::{Cli, Command, EvalCommand};
+use args::{Cli, Command, DataCommand, EvalCommand};
 use clap::Parser;
 use fail::Outcome;
 use std::process::ExitCode;
@@ -47,6 +48,7 @@ fn dispatch(command: Command) -> Outcome<Exit> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Index(args) => index::run(&args),
+        Command::Data(DataCommand::Check(args)) => data::check(&args),
         Command::Eval(EvalCommand::ZeroShot { args }) => worker::pass_on("eval-zero-shot", &args),
         Command::Parity(args) => worker::parity(&args),
         Command::Audit(args) => audit::run(&args),

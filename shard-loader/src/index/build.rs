@@ -1,39 +1,78 @@
-//! Makes an index: walks every shard's headers, in parallel.
+//! Makes an index: walks every shard's headers, in parallel. What is known already — from the index that is replaced, or
+//! from one that was interrupted — is not read again.
 
-use super::{Body, Index, ShardEntry, SourceEntry};
+use super::body::{Body, ShardRecord, SourceRecord};
+use super::filter::Filter;
+use super::hints::Hints;
+use super::journal::Journal;
+use super::walk::{ChunkedShard, walk_shard};
+use super::{INDEX_VERSION, Index};
 use crate::error::DataError;
 use crate::expand::{self, NamedShard};
-use crate::sample::{Group, Grouper, Keys};
-use crate::store::{ReadRequest, RetryPolicy, Store};
-use crate::tar::{ReadAt, Walker};
+use crate::sample::Keys;
+use crate::store::{ObjectFacts, ReadRequest, Store, is_url};
 use argosy_common::config::{DataConfig, Source};
-use bytes::Bytes;
-use std::ops::Range;
-use std::path::Path;
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// How an index is made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct BuildConfig {
     /// Picture suffixes, joined by `;`.
     pub image_key: String,
-    /// Caption suffixes, joined by `;`.
+    /// Caption suffixes and fields.
     pub text_key: String,
     /// Shards read at once.
     pub threads: usize,
+    /// Which samples are kept.
+    pub filter: Filter,
+    /// Takes the counts that others claim instead of reading the shards (rule L6).
+    pub adopt: bool,
+    /// An index made before; its shards that have not changed are not read again.
+    pub known: Option<Arc<Index>>,
+    /// Where it is noted what was read, so that an interrupted index goes on.
+    pub journal: Option<PathBuf>,
 }
 
+/// Shards read at once from a store, where each waits most of its time.
+const THREADS_STORE: usize = 16;
+
 impl BuildConfig {
-    /// The keys of a job, and as many threads as the machine has cores.
+    /// Keys by name, as many threads as the machine has cores, and nothing else.
     #[must_use]
-    pub fn of(data: &DataConfig) -> Self {
-        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    pub fn new(image_key: &str, text_key: &str) -> Self {
         Self {
-            image_key: data.image_key.clone(),
-            text_key: data.text_key.clone(),
-            threads,
+            image_key: image_key.to_owned(),
+            text_key: text_key.to_owned(),
+            threads: std::thread::available_parallelism().map_or(2, usize::from),
+            filter: Filter::default(),
+            adopt: false,
+            known: None,
+            journal: None,
         }
+    }
+
+    /// The keys and the filter of a job, whose relative paths start at `base`.
+    ///
+    /// # Errors
+    /// As [`Filter::of`].
+    pub fn of(data: &DataConfig, base: &Path) -> Result<Self, DataError> {
+        Ok(Self {
+            filter: Filter::of(&data.filter, base)?,
+            ..Self::new(&data.image_key, &data.text_key)
+        })
+    }
+
+    /// What decides which rows are kept; only shards read with the same are known.
+    fn settings(&self) -> String {
+        format!(
+            "{INDEX_VERSION}\0{}\0{}\0{}",
+            self.image_key,
+            self.text_key,
+            self.filter.words()
+        )
     }
 }
 
@@ -72,42 +111,16 @@ pub struct BuildReport {
     pub rows: u64,
     /// Samples without picture or caption.
     pub missing: u64,
+    /// Samples that the filter left out.
+    pub filtered: u64,
+    /// Shards that were known and not read again.
+    pub known: usize,
+    /// Shards whose count was taken from others.
+    pub adopted: usize,
+    /// Claims that the shards do not bear out.
+    pub wrong_claims: Vec<String>,
     /// Shards that are cut, empty or no tar archives.
     pub damaged: Vec<DamagedShard>,
-}
-
-/// Bytes read at once while walking: one request covers many small samples, a large picture is stepped over.
-const CHUNK_BYTES: u64 = 256 << 10;
-
-/// A shard read by chunks, keeping the last.
-struct ChunkedShard<'a> {
-    store: &'a Store,
-    entry: &'a ShardEntry,
-    chunk: Bytes,
-    chunk_start: u64,
-}
-
-impl ReadAt for ChunkedShard<'_> {
-    fn size(&self) -> u64 {
-        self.entry.bytes
-    }
-
-    fn read_at(&mut self, range: Range<u64>) -> Result<Bytes, DataError> {
-        let held = self.chunk_start..self.chunk_start + self.chunk.len() as u64;
-        if range.start < held.start || range.end > held.end {
-            let end = (range.start + CHUNK_BYTES).max(range.end).min(self.entry.bytes);
-            let e = self.entry;
-            self.chunk = self.store.read(&ReadRequest {
-                location: &e.location,
-                range: range.start..end,
-                bytes: e.bytes,
-                etag: e.etag.as_deref(),
-            })?;
-            self.chunk_start = range.start;
-        }
-        let from = (range.start - self.chunk_start) as usize;
-        Ok(self.chunk.slice(from..from + (range.end - range.start) as usize))
-    }
 }
 
 /// Indexes `sources`; relative paths start at `base`.
@@ -117,53 +130,92 @@ impl ReadAt for ChunkedShard<'_> {
 /// # Errors
 /// Sources that name nothing, shards that cannot be read, or no usable row at all.
 pub fn build(
+    store: &Store,
     sources: &[Source],
     base: &Path,
     config: &BuildConfig,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(Index, BuildReport), DataError> {
-    let keys = Keys::new(&config.image_key, &config.text_key);
-    let store = Store::new(RetryPolicy::default())?;
+    if config.adopt && !config.filter.is_empty() {
+        let why = "counts that others claim cannot be filtered; leave the filter out, or read the shards";
+        return Err(DataError::Config(why.into()));
+    }
     let listed: Vec<Vec<NamedShard>> = sources
         .iter()
-        .map(|s| expand::shards(&s.shards, base, &store))
+        .map(|s| expand::shards(&s.shards, base, store))
         .collect::<Result<_, _>>()?;
     let flat: Vec<&NamedShard> = listed.iter().flatten().collect();
-    let mut entries = read_all(&store, &flat, &keys, config.threads, progress)?.into_iter();
+    let mut known = from_index(config)?;
+    let journal = match &config.journal {
+        Some(path) => {
+            let (journal, noted) = Journal::open(path, &config.settings())?;
+            known.extend(noted.into_iter().map(|shard| (shard.location.clone(), shard)));
+            Some(journal)
+        }
+        None => None,
+    };
+    let keys = Keys::new(&config.image_key, &config.text_key);
+    let work = Work {
+        store,
+        keys,
+        config,
+        known,
+        hints: Hints::new(store),
+    };
+    let (shards, mut report, journal) = work.read_all(&flat, journal, progress)?;
+    let mut shards = shards.into_iter();
     let body = Body {
         image_key: config.image_key.clone(),
         text_key: config.text_key.clone(),
+        filter: config.filter.words(),
         sources: sources
             .iter()
             .zip(&listed)
-            .map(|(s, shards)| SourceEntry {
+            .map(|(s, named)| SourceRecord {
                 name: s.name.clone(),
-                shards: entries.by_ref().take(shards.len()).collect(),
+                shards: shards.by_ref().take(named.len()).collect(),
             })
             .collect(),
     };
-    let report = report_of(&body);
+    count(&body, &mut report);
     for source in &body.sources {
-        if source.shards.iter().all(|s| s.starts.is_empty()) {
-            return Err(nothing_usable(source, &keys_in_words(config)));
+        if source.shards.iter().all(|s| s.rows() == 0) {
+            return Err(nothing_usable(source, config));
         }
     }
-    Ok((Index::from_body(&body)?, report))
+    let index = Index::from_body(&body)?;
+    if let Some(journal) = journal {
+        journal.remove();
+    }
+    Ok((index, report))
 }
 
-fn keys_in_words(config: &BuildConfig) -> String {
-    format!("a picture ({}) and a caption ({})", config.image_key, config.text_key)
+/// The shards of the index made before, if it was made alike.
+fn from_index(config: &BuildConfig) -> Result<BTreeMap<String, ShardRecord>, DataError> {
+    let Some(index) = &config.known else {
+        return Ok(BTreeMap::new());
+    };
+    let alike = index.keys() == (config.image_key.as_str(), config.text_key.as_str())
+        && index.filter() == config.filter.words();
+    if !alike {
+        return Ok(BTreeMap::new());
+    }
+    Ok(index.records()?.into_iter().map(|r| (r.location.clone(), r)).collect())
 }
 
-fn nothing_usable(source: &SourceEntry, keys: &str) -> DataError {
-    let missing: u64 = source.shards.iter().map(|s| u64::from(s.missing)).sum();
+fn nothing_usable(source: &SourceRecord, config: &BuildConfig) -> DataError {
+    let sum = |of: fn(&ShardRecord) -> u32| source.shards.iter().map(|s| u64::from(of(s))).sum::<u64>();
     let damage = source
         .shards
         .iter()
         .find_map(|s| s.damage.as_ref().map(|d| format!("; {}: {d}", s.location)));
     let why = format!(
-        "{} shards hold no sample with {keys}; {missing} samples lack one of them{}",
+        "{} shards hold no sample with a picture ({}) and a caption ({}); {} samples lack one of them, the filter leaves out {}{}",
         source.shards.len(),
+        config.image_key,
+        config.text_key,
+        sum(|s| s.missing),
+        sum(|s| s.filtered),
         damage.unwrap_or_default()
     );
     DataError::Empty {
@@ -172,158 +224,175 @@ fn nothing_usable(source: &SourceEntry, keys: &str) -> DataError {
     }
 }
 
-fn report_of(body: &Body) -> BuildReport {
-    let mut report = BuildReport::default();
+fn count(body: &Body, report: &mut BuildReport) {
     for shard in body.sources.iter().flat_map(|s| &s.shards) {
         report.shards += 1;
         report.bytes += shard.bytes;
-        report.rows += shard.starts.len() as u64;
+        report.rows += u64::from(shard.rows());
         report.missing += u64::from(shard.missing);
+        report.filtered += u64::from(shard.filtered);
+        report.adopted += usize::from(shard.claimed.is_some());
         if let Some(why) = &shard.damage {
-            let rows = shard.starts.len() as u32;
             report.damaged.push(DamagedShard {
                 location: shard.location.clone(),
                 why: why.clone(),
-                rows,
+                rows: shard.rows(),
             });
         }
     }
-    report
 }
 
-/// Walks every shard; the result is in the order of `shards` whatever thread was first.
-fn read_all(
-    store: &Store,
-    shards: &[&NamedShard],
-    keys: &Keys,
-    threads: usize,
-    progress: &(dyn Fn(Progress) + Sync),
-) -> Result<Vec<ShardEntry>, DataError> {
-    let next = AtomicUsize::new(0);
-    let state = Mutex::new((
-        Progress {
-            shards_total: shards.len(),
-            ..Progress::default()
-        },
-        Vec::new(),
-        None,
-    ));
-    // Threads of our own: `Store` blocks, and a caller may be asynchronous.
-    std::thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, shards.len().max(1)) {
-            scope.spawn(|| {
-                loop {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(shard) = shards.get(i) else { return };
-                    let entry = read_shard(store, shard, keys);
-                    let Ok(mut guard) = state.lock() else { return };
-                    let (so_far, entries, failed) = &mut *guard;
-                    match entry {
-                        Ok(entry) => {
-                            so_far.shards += 1;
-                            so_far.bytes += entry.bytes;
-                            so_far.rows += entry.starts.len() as u64;
-                            entries.push((i, entry));
-                            progress(*so_far);
-                        }
-                        Err(error) => {
-                            failed.get_or_insert(error);
+/// What the threads share while they read.
+struct Work<'a> {
+    store: &'a Store,
+    keys: Keys,
+    config: &'a BuildConfig,
+    known: BTreeMap<String, ShardRecord>,
+    hints: Hints<'a>,
+}
+
+/// What they fill.
+struct Done {
+    progress: Progress,
+    shards: Vec<(usize, ShardRecord)>,
+    report: BuildReport,
+    journal: Option<Journal>,
+    failed: Option<DataError>,
+}
+
+/// A shard and how its record came about.
+enum Read {
+    Known(ShardRecord),
+    /// With what is wrong about a claim, if it is.
+    Walked(ShardRecord, Option<String>),
+}
+
+impl Work<'_> {
+    /// Reads every shard; the result is in the order of `shards` whatever thread was first.
+    fn read_all(
+        &self,
+        shards: &[&NamedShard],
+        journal: Option<Journal>,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<(Vec<ShardRecord>, BuildReport, Option<Journal>), DataError> {
+        let next = AtomicUsize::new(0);
+        let state = Mutex::new(Done {
+            progress: Progress {
+                shards_total: shards.len(),
+                ..Progress::default()
+            },
+            shards: Vec::new(),
+            report: BuildReport::default(),
+            journal,
+            failed: None,
+        });
+        let remote = shards.iter().any(|s| is_url(&s.location));
+        let threads = self.config.threads.max(if remote { THREADS_STORE } else { 1 });
+        // Threads of our own: `Store` blocks, and a caller may be asynchronous.
+        std::thread::scope(|scope| {
+            for _ in 0..threads.min(shards.len().max(1)) {
+                scope.spawn(|| {
+                    loop {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(shard) = shards.get(i) else { return };
+                        let read = self.read_shard(shard);
+                        let Ok(mut done) = state.lock() else { return };
+                        done.take(i, read, progress);
+                        if done.failed.is_some() {
                             return;
                         }
                     }
-                    if failed.is_some() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    let (_, mut entries, failed) = state
-        .into_inner()
-        .map_err(|_| DataError::Config("a thread of the index panicked while it reported its progress".into()))?;
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    entries.sort_by_key(|(i, _)| *i);
-    Ok(entries.into_iter().map(|(_, entry)| entry).collect())
-}
-
-fn read_shard(store: &Store, named: &NamedShard, keys: &Keys) -> Result<ShardEntry, DataError> {
-    let facts = match &named.facts {
-        Some(facts) => facts.clone(),
-        None => store.facts(&named.location)?,
-    };
-    let entry = ShardEntry {
-        location: named.location.clone(),
-        bytes: facts.bytes,
-        etag: facts.etag,
-        modified_ms: facts.modified_ms,
-        ..ShardEntry::default()
-    };
-    if entry.bytes == 0 {
-        return Ok(ShardEntry {
-            damage: Some("the file is empty".into()),
-            ..entry
-        });
-    }
-    let archive = ChunkedShard {
-        store,
-        entry: &entry,
-        chunk: Bytes::new(),
-        chunk_start: 0,
-    };
-    let mut walker = Walker::new(archive);
-    let mut grouper = Grouper::default();
-    let mut rows = Rows {
-        keys,
-        starts: Vec::new(),
-        lengths: Vec::new(),
-        missing: 0,
-        shard_bytes: entry.bytes,
-    };
-    let mut damage = None;
-    for member in &mut walker {
-        match member {
-            Ok(member) => rows.extend(grouper.push(&member)),
-            Err(DataError::Tar { at, why }) => damage = Some(format!("at byte {at}: {why}")),
-            Err(error) => return Err(error),
-        }
-    }
-    rows.extend(grouper.finish());
-    let Rows {
-        starts,
-        lengths,
-        missing,
-        ..
-    } = rows;
-    Ok(ShardEntry {
-        starts,
-        lengths,
-        missing,
-        damage,
-        ..entry
-    })
-}
-
-struct Rows<'a> {
-    keys: &'a Keys,
-    starts: Vec<u64>,
-    lengths: Vec<u32>,
-    missing: u32,
-    shard_bytes: u64,
-}
-
-impl Rows<'_> {
-    fn extend(&mut self, group: Option<Group>) {
-        let Some(group) = group else { return };
-        // The last member of an archive without its padding ends with the file.
-        let end = group.end.min(self.shard_bytes);
-        match u32::try_from(end - group.start) {
-            Ok(length) if group.image(self.keys).is_some() && group.text(self.keys).is_some() => {
-                self.starts.push(group.start);
-                self.lengths.push(length);
+                });
             }
-            _ => self.missing += 1,
+        });
+        let mut done = state
+            .into_inner()
+            .map_err(|_| DataError::Config("a thread of the index panicked while it reported its progress".into()))?;
+        if let Some(error) = done.failed {
+            return Err(error);
         }
+        done.shards.sort_by_key(|(i, _)| *i);
+        let shards = done.shards.into_iter().map(|(_, shard)| shard).collect();
+        Ok((shards, done.report, done.journal))
     }
+
+    fn read_shard(&self, named: &NamedShard) -> Result<Read, DataError> {
+        let facts = match &named.facts {
+            Some(facts) => facts.clone(),
+            None => self.store.facts(&named.location)?,
+        };
+        if let Some(known) = self.known.get(&named.location).filter(|known| same(known, &facts))
+            && (self.config.adopt || known.claimed.is_none())
+        {
+            return Ok(Read::Known(known.clone()));
+        }
+        let base = ShardRecord {
+            location: named.location.clone(),
+            bytes: facts.bytes,
+            etag: facts.etag,
+            modified_ms: facts.modified_ms,
+            ..ShardRecord::default()
+        };
+        let claimed = self.hints.claimed(named);
+        if self.config.adopt && claimed.is_some() {
+            return Ok(Read::Walked(ShardRecord { claimed, ..base }, None));
+        }
+        let request = ReadRequest {
+            location: &base.location,
+            range: 0..0,
+            bytes: base.bytes,
+            etag: base.etag.as_deref(),
+        };
+        let archive = ChunkedShard::open(self.store, request);
+        let walked = walk_shard(archive, &self.keys, &self.config.filter, |_, _, _| Ok(()))?;
+        let samples = walked.kept.len() as u32;
+        let wrong = claimed
+            .filter(|claim| *claim != samples)
+            .map(|claim| format!("{} is said to hold {claim} samples, it holds {samples}", base.location));
+        let record = ShardRecord {
+            location: base.location,
+            etag: base.etag,
+            modified_ms: base.modified_ms,
+            ..walked
+        };
+        Ok(Read::Walked(record, wrong))
+    }
+}
+
+impl Done {
+    fn take(&mut self, i: usize, read: Result<Read, DataError>, progress: &(dyn Fn(Progress) + Sync)) {
+        let record = match read {
+            Ok(Read::Known(record)) => {
+                self.report.known += 1;
+                record
+            }
+            Ok(Read::Walked(record, wrong)) => {
+                self.report.wrong_claims.extend(wrong);
+                let noted = self.journal.as_mut().map(|journal| journal.append(&record));
+                if let Some(Err(error)) = noted {
+                    self.failed.get_or_insert(error);
+                    return;
+                }
+                record
+            }
+            Err(error) => {
+                self.failed.get_or_insert(error);
+                return;
+            }
+        };
+        self.progress.shards += 1;
+        self.progress.bytes += record.bytes;
+        self.progress.rows += u64::from(record.rows());
+        self.shards.push((i, record));
+        progress(self.progress);
+    }
+}
+
+/// Whether a shard is still the one that was read. Stores without etags tell by age.
+fn same(known: &ShardRecord, now: &ObjectFacts) -> bool {
+    known.bytes == now.bytes
+        && match (&known.etag, &now.etag) {
+            (Some(then), Some(now)) => then == now,
+            _ => known.modified_ms == now.modified_ms,
+        }
 }

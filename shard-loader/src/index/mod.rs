@@ -1,75 +1,47 @@
 //! The index: which rows every shard keeps and where their bytes lie. Made once by `argosy index`, then frozen.
 //!
-//! A file of 32 bytes of header (magic, version, checksum, length) and an rkyv body. It is mapped into memory and checked
-//! whole when opened; after that a lookup is pointer arithmetic. Written beside its place and renamed, never changed.
+//! A file of 64 bytes of header, an rkyv table of shards, and behind it the places of every shard's rows. It is mapped into
+//! memory; opening checks the table, a shard's places are checked when they are first used, so that an index of 200,000
+//! shards opens at once. Written beside its place and renamed, never changed.
 
+mod body;
 mod build;
+pub(crate) mod filter;
+mod hints;
+mod journal;
+mod rows;
 #[cfg(test)]
 mod tests;
+mod v1;
+mod walk;
 
+pub use body::{Body, ShardRecord, SourceRecord};
 pub use build::{BuildConfig, BuildReport, DamagedShard, Progress, build};
+pub use filter::Filter;
+pub(crate) use walk::{ChunkedShard, Fate, walk_shard};
 
 use crate::error::DataError;
 use crate::store::ReadRequest;
 use argosy_common::ids::SampleId;
 use argosy_common::shape::SourceShape;
+use body::{ArchivedShardEntry, ArchivedTable};
 use rkyv::util::AlignedVec;
-use rkyv::{Archive, Deserialize, Serialize};
+use rows::RowTable;
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
+use std::sync::atomic::{AtomicU8, Ordering};
+use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: [u8; 8] = *b"ARGOSYIX";
-/// Version of the format. Readers refuse others: an index is cheap to make again.
-pub const INDEX_VERSION: u8 = 1;
-const HEADER_BYTES: usize = 32;
-
-/// Everything in an index.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Body {
-    /// Picture suffixes that decided which rows are kept.
-    pub image_key: String,
-    /// Caption suffixes.
-    pub text_key: String,
-    /// The sources in job order.
-    pub sources: Vec<SourceEntry>,
-}
-
-/// One source.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct SourceEntry {
-    /// Its name.
-    pub name: String,
-    /// Its shards, in the order that numbers them.
-    pub shards: Vec<ShardEntry>,
-}
-
-/// One shard.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-pub struct ShardEntry {
-    /// Absolute path.
-    pub location: String,
-    /// Size of the archive.
-    pub bytes: u64,
-    /// The store's version of its content.
-    pub etag: Option<String>,
-    /// Last change in milliseconds since 1970.
-    pub modified_ms: i64,
-    /// Per kept row: offset of its first header.
-    pub starts: Vec<u64>,
-    /// Per kept row: bytes up to the end of its last member.
-    pub lengths: Vec<u32>,
-    /// Samples without picture or caption, not kept.
-    pub missing: u32,
-    /// Where and why the archive could not be read to its end.
-    pub damage: Option<String>,
-}
+/// Version of the format that is written. The one before is read too, newer ones are refused.
+pub const INDEX_VERSION: u8 = 2;
+const HEADER_BYTES: usize = 64;
 
 /// Where one row lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowPlace<'a> {
-    /// Absolute path of the shard.
+    /// Absolute path or address of the shard.
     pub location: &'a str,
     /// Size of the shard when it was indexed.
     pub shard_bytes: u64,
@@ -101,12 +73,20 @@ pub struct ShardSummary<'a> {
     pub location: &'a str,
     /// Its size.
     pub bytes: u64,
+    /// Its etag.
+    pub etag: Option<&'a str>,
     /// Kept rows.
     pub rows: u32,
+    /// Samples in it, kept or not; the rows where that is not known.
+    pub samples: u32,
     /// Samples without picture or caption.
     pub missing: u32,
+    /// Samples that the filter left out.
+    pub filtered: u32,
     /// Where and why it could not be read to its end.
     pub damage: Option<&'a str>,
+    /// False while its count is a claim of somebody else (rule L6).
+    pub verified: bool,
 }
 
 #[derive(Debug)]
@@ -119,42 +99,106 @@ enum Backing {
 #[derive(Debug)]
 pub struct Index {
     backing: Backing,
+    /// End of the table.
+    rows_at: usize,
     hash: u64,
+    /// Per source and shard: 0 not looked at, 1 good, 2 bad. Filled at the first use of a shard's places.
+    checked: Vec<Vec<AtomicU8>>,
+}
+
+/// The words of a header behind magic and version.
+#[derive(Clone, Copy, Debug)]
+struct Header {
+    table_hash: u64,
+    table_bytes: u64,
+    rows_bytes: u64,
+    content_hash: u64,
+}
+
+impl Header {
+    fn write(self, out: &mut AlignedVec) {
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&[INDEX_VERSION, 0, 0, 0, 0, 0, 0, 0]);
+        for word in [self.table_hash, self.table_bytes, self.rows_bytes, self.content_hash] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+        out.extend_from_slice(&[0; 16]);
+    }
+
+    fn read(bytes: &[u8]) -> Self {
+        let word = |i: usize| bytes[16 + i * 8..24 + i * 8].try_into().map_or(0, u64::from_le_bytes);
+        Self {
+            table_hash: word(0),
+            table_bytes: word(1),
+            rows_bytes: word(2),
+            content_hash: word(3),
+        }
+    }
 }
 
 impl Index {
     /// Makes an index of `body` in memory.
     ///
     /// # Errors
-    /// When it does not fit.
+    /// When it does not fit or contradicts itself.
     pub fn from_body(body: &Body) -> Result<Self, DataError> {
+        Self::packed(body, None)
+    }
+
+    /// `hash` for an index whose name was given by an older format.
+    fn packed(body: &Body, hash: Option<u64>) -> Result<Self, DataError> {
         let failed = |why: String| DataError::Index {
             file: "in memory".into(),
             why,
         };
-        let packed = rkyv::to_bytes::<rkyv::rancor::Error>(body).map_err(|e| failed(e.to_string()))?;
-        Self::sealed(&packed)
+        let (table, rows) = body.pack(hash).map_err(failed)?;
+        let packed = rkyv::to_bytes::<rkyv::rancor::Error>(&table).map_err(|e| failed(e.to_string()))?;
+        Self::joined(&packed, &rows)
     }
 
-    /// Opens what an index file holds behind its header, as if a good header stood before it.
+    /// Opens what an index file holds behind its header, as if a good header stood before it: the length of the table in
+    /// eight bytes, the table, the places.
     ///
     /// # Errors
     /// When it is no index.
     #[doc(hidden)]
-    pub fn sealed(packed: &[u8]) -> Result<Self, DataError> {
-        let mut bytes = AlignedVec::with_capacity(HEADER_BYTES + packed.len());
-        bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&[INDEX_VERSION, 0, 0, 0, 0, 0, 0, 0]);
-        bytes.extend_from_slice(&xxh3_64(packed).to_le_bytes());
-        bytes.extend_from_slice(&(packed.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(packed);
+    pub fn sealed(payload: &[u8]) -> Result<Self, DataError> {
+        let parts = payload.split_first_chunk::<8>().and_then(|(length, rest)| {
+            let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+            rest.split_at_checked(length)
+        });
+        let (table, rows) = parts.ok_or_else(|| DataError::Index {
+            file: "in memory".into(),
+            why: "is cut".into(),
+        })?;
+        Self::joined(table, rows)
+    }
+
+    fn joined(table: &[u8], rows: &[u8]) -> Result<Self, DataError> {
+        let mut aligned = AlignedVec::<16>::with_capacity(table.len());
+        aligned.extend_from_slice(table);
+        let archived = rkyv::access::<ArchivedTable, rkyv::rancor::Error>(&aligned).map_err(|e| DataError::Index {
+            file: "in memory".into(),
+            why: format!("its content is not an index ({e})"),
+        })?;
+        let given = archived.given_hash.as_ref().map(|h| h.to_native());
+        let header = Header {
+            table_hash: xxh3_64(table),
+            table_bytes: table.len() as u64,
+            rows_bytes: rows.len() as u64,
+            content_hash: given.unwrap_or_else(|| archived.content_hash()),
+        };
+        let mut bytes = AlignedVec::with_capacity(HEADER_BYTES + table.len() + rows.len());
+        header.write(&mut bytes);
+        bytes.extend_from_slice(table);
+        bytes.extend_from_slice(rows);
         Self::checked("in memory", Backing::Memory(bytes))
     }
 
     /// Opens an index file.
     ///
     /// # Errors
-    /// [`DataError::NotFound`], or [`DataError::Index`] for a file of another kind or version, cut or changed.
+    /// [`DataError::NotFound`], or [`DataError::Index`] for a file of another kind or a newer version, cut or changed.
     pub fn open(path: &Path) -> Result<Self, DataError> {
         let name = path.display().to_string();
         let file = std::fs::File::open(path).map_err(|e| match e.kind() {
@@ -177,6 +221,9 @@ impl Index {
             file: name.clone(),
             error: e.to_string(),
         })?;
+        if map.len() > 8 && map[..8] == MAGIC && map[8] == 1 {
+            return v1::open(&name, &map);
+        }
         Self::checked(&name, Backing::Map(map))
     }
 
@@ -209,32 +256,71 @@ impl Index {
             Backing::Memory(bytes) => bytes,
             Backing::Map(map) => map,
         };
-        if bytes.len() < HEADER_BYTES || bytes[..8] != MAGIC {
+        if bytes.len() < 9 || bytes[..8] != MAGIC {
             return refuse("is not an Argosy index".into());
         }
         if bytes[8] != INDEX_VERSION {
             return refuse(format!(
-                "has format version {}, this Argosy reads {INDEX_VERSION}",
+                "has format version {}, this Argosy reads 1 to {INDEX_VERSION}",
                 bytes[8]
             ));
         }
-        let word = |at: usize| bytes[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
-        let body = &bytes[HEADER_BYTES..];
-        if word(24) != body.len() as u64 {
-            return refuse(format!("is cut: {} bytes of {}", body.len(), word(24)));
+        if bytes.len() < HEADER_BYTES {
+            return refuse(format!("is cut: {} bytes of its header", bytes.len()));
         }
-        if word(16) != xxh3_64(body) {
+        let header = Header::read(bytes);
+        let whole = (HEADER_BYTES as u64)
+            .checked_add(header.table_bytes)
+            .and_then(|n| n.checked_add(header.rows_bytes));
+        if whole != Some(bytes.len() as u64) || bytes[9..16].iter().chain(&bytes[48..64]).any(|b| *b != 0) {
+            return refuse(format!(
+                "is cut or damaged: {} bytes, another size is in its header",
+                bytes.len()
+            ));
+        }
+        let rows_at = HEADER_BYTES + header.table_bytes as usize;
+        let table = &bytes[HEADER_BYTES..rows_at];
+        if header.table_hash != xxh3_64(table) {
             return refuse("its checksum does not match its content".into());
         }
-        let archived = match rkyv::access::<ArchivedBody, rkyv::rancor::Error>(body) {
-            Ok(archived) => archived,
+        let table = match rkyv::access::<ArchivedTable, rkyv::rancor::Error>(table) {
+            Ok(table) => table,
             Err(e) => return refuse(format!("its content is not an index ({e})")),
         };
-        if let Some(why) = inconsistency(archived) {
+        let named = table.given_hash.as_ref().map(|h| h.to_native());
+        if named.unwrap_or_else(|| table.content_hash()) != header.content_hash {
+            return refuse("its name does not match its content".into());
+        }
+        if let Some(why) = table.inconsistency(header.rows_bytes) {
             return refuse(why);
         }
-        let hash = content_hash(archived);
-        Ok(Self { backing, hash })
+        let checked = table
+            .sources
+            .iter()
+            .map(|s| s.shards.iter().map(|_| AtomicU8::new(0)).collect())
+            .collect();
+        let index = Self {
+            backing,
+            rows_at,
+            hash: header.content_hash,
+            checked,
+        };
+        index.check_small()?;
+        Ok(index)
+    }
+
+    /// An index whose places are few is checked whole at once, so that damage is told before a run rather than in it.
+    fn check_small(&self) -> Result<(), DataError> {
+        const WHOLE_BYTES_MAX: usize = 16 << 20;
+        if self.bytes().len() - self.rows_at > WHOLE_BYTES_MAX {
+            return Ok(());
+        }
+        for (s, source) in self.table().sources.iter().enumerate() {
+            for shard in 0..source.shards.len() {
+                self.rows(s as u16, shard as u32)?;
+            }
+        }
+        Ok(())
     }
 
     fn bytes(&self) -> &[u8] {
@@ -244,14 +330,44 @@ impl Index {
         }
     }
 
-    fn body(&self) -> &ArchivedBody {
+    fn table(&self) -> &ArchivedTable {
         // SAFETY: the same immutable bytes passed checked access in `checked`, the only constructor.
         #[allow(
             unsafe_code,
-            reason = "checking a whole index at every lookup would cost its size each time"
+            reason = "checking a whole table at every lookup would cost its size each time"
         )]
         unsafe {
-            rkyv::access_unchecked::<ArchivedBody>(&self.bytes()[HEADER_BYTES..])
+            rkyv::access_unchecked::<ArchivedTable>(&self.bytes()[HEADER_BYTES..self.rows_at])
+        }
+    }
+
+    fn entry(&self, source: u16, shard: u32) -> Option<&ArchivedShardEntry> {
+        self.table()
+            .sources
+            .get(usize::from(source))
+            .and_then(|s| s.shards.get(shard as usize))
+    }
+
+    /// The places of a shard's rows; `None` for a shard the index does not have or has not read.
+    fn rows(&self, source: u16, shard: u32) -> Result<Option<RowTable<'_>>, DataError> {
+        let Some(entry) = self.entry(source, shard).filter(|e| e.verified) else {
+            return Ok(None);
+        };
+        let at = self.rows_at + entry.table_at.to_native() as usize;
+        let bytes = &self.bytes()[at..at + entry.table_bytes.to_native() as usize];
+        let state = &self.checked[usize::from(source)][shard as usize];
+        let table = RowTable::of(bytes, entry.rows.to_native(), entry.samples.to_native());
+        if state.load(Ordering::Relaxed) == 0 {
+            let good = xxh3_64(bytes) == entry.table_hash.to_native()
+                && table.is_some_and(|t| t.lies_within(entry.bytes.to_native()));
+            state.store(if good { 1 } else { 2 }, Ordering::Relaxed);
+        }
+        match table.filter(|_| state.load(Ordering::Relaxed) == 1) {
+            Some(table) => Ok(Some(table)),
+            None => Err(DataError::Index {
+                file: "of this run".into(),
+                why: format!("the places of the rows of {} are damaged", entry.location),
+            }),
         }
     }
 
@@ -265,114 +381,123 @@ impl Index {
     /// Kept rows per source and shard (rule L6).
     #[must_use]
     pub fn to_shape(&self) -> Vec<SourceShape> {
-        let shape = |s: &ArchivedSourceEntry| SourceShape {
-            name: s.name.to_string(),
-            shard_rows: s.shards.iter().map(|shard| shard.starts.len() as u32).collect(),
-        };
-        self.body().sources.iter().map(shape).collect()
+        let sources = self.table().sources.iter();
+        sources
+            .map(|s| SourceShape {
+                name: s.name.to_string(),
+                shard_rows: s.shards.iter().map(|shard| shard.rows.to_native()).collect(),
+            })
+            .collect()
     }
 
     /// Mean bytes of a kept row; 0 without rows.
     #[must_use]
     pub fn mean_sample_bytes(&self) -> u64 {
-        let mut rows = 0u64;
-        let mut bytes = 0u64;
-        for shard in self.body().sources.iter().flat_map(|s| s.shards.iter()) {
-            rows += shard.lengths.len() as u64;
-            bytes += shard.lengths.iter().map(|l| u64::from(l.to_native())).sum::<u64>();
-        }
+        let shards = || self.table().sources.iter().flat_map(|s| s.shards.iter());
+        let rows: u64 = shards().map(|s| u64::from(s.rows.to_native())).sum();
+        let bytes: u64 = shards().map(|s| s.kept_bytes.to_native()).sum();
         bytes.checked_div(rows).unwrap_or(0)
     }
 
     /// The picture and caption suffixes it was made with.
     #[must_use]
     pub fn keys(&self) -> (&str, &str) {
-        (self.body().image_key.as_str(), self.body().text_key.as_str())
+        (self.table().image_key.as_str(), self.table().text_key.as_str())
+    }
+
+    /// The filter it was made with, in words; empty without one.
+    #[must_use]
+    pub fn filter(&self) -> &str {
+        self.table().filter.as_str()
     }
 
     /// What the index knows of every shard, in order.
     pub fn shards(&self) -> impl Iterator<Item = ShardSummary<'_>> {
-        self.body().sources.iter().flat_map(|source| {
+        self.table().sources.iter().flat_map(|source| {
             source.shards.iter().map(|shard| ShardSummary {
                 source: source.name.as_str(),
                 location: shard.location.as_str(),
                 bytes: shard.bytes.to_native(),
-                rows: shard.starts.len() as u32,
+                etag: shard.etag.as_ref().map(|e| e.as_str()),
+                rows: shard.rows.to_native(),
+                samples: shard.samples.to_native(),
                 missing: shard.missing.to_native(),
+                filtered: shard.filtered.to_native(),
                 damage: shard.damage.as_ref().map(|why| why.as_str()),
+                verified: shard.verified,
             })
         })
     }
 
-    /// Where a kept row lies; `None` for a row the index does not have.
-    #[must_use]
-    pub fn place(&self, sample: SampleId) -> Option<RowPlace<'_>> {
-        let source = self.body().sources.get(usize::from(sample.source))?;
-        let shard = source.shards.get(sample.shard as usize)?;
-        let row = sample.row as usize;
-        let start = shard.starts.get(row)?.to_native();
-        let length = u64::from(shard.lengths.get(row)?.to_native());
-        Some(RowPlace {
-            location: shard.location.as_str(),
-            shard_bytes: shard.bytes.to_native(),
-            etag: shard.etag.as_ref().map(|e| e.as_str()),
-            range: start..start + length,
+    /// The shards as they were recorded, to be put into another index.
+    fn records(&self) -> Result<Vec<ShardRecord>, DataError> {
+        let mut records = Vec::new();
+        for (s, source) in self.table().sources.iter().enumerate() {
+            for (i, entry) in source.shards.iter().enumerate() {
+                let rows = self.rows(s as u16, i as u32)?;
+                let ranges: Vec<Range<u64>> = rows
+                    .map(|rows| (0..entry.rows.to_native()).filter_map(|row| rows.range(row)).collect())
+                    .unwrap_or_default();
+                records.push(ShardRecord {
+                    location: entry.location.to_string(),
+                    bytes: entry.bytes.to_native(),
+                    etag: entry.etag.as_ref().map(ToString::to_string),
+                    modified_ms: entry.modified_ms.to_native(),
+                    claimed: (!entry.verified).then(|| entry.rows.to_native()),
+                    starts: ranges.iter().map(|r| r.start).collect(),
+                    lengths: ranges.iter().map(|r| (r.end - r.start) as u32).collect(),
+                    kept: rows.map(|rows| rows.kept()).unwrap_or_default(),
+                    missing: entry.missing.to_native(),
+                    filtered: entry.filtered.to_native(),
+                    damage: entry.damage.as_ref().map(ToString::to_string),
+                });
+            }
+        }
+        Ok(records)
+    }
+
+    /// The shard itself as a row's place: all its bytes. For shards whose rows are not known yet.
+    pub(crate) fn whole_shard(&self, source: u16, shard: u32) -> Option<RowPlace<'_>> {
+        self.entry(source, shard).map(|entry| RowPlace {
+            location: entry.location.as_str(),
+            shard_bytes: entry.bytes.to_native(),
+            etag: entry.etag.as_ref().map(|e| e.as_str()),
+            range: 0..entry.bytes.to_native(),
         })
     }
-}
 
-/// What checked access cannot see: rows outside their shard, lists of different length.
-fn inconsistency(body: &ArchivedBody) -> Option<String> {
-    for shard in body.sources.iter().flat_map(|s| s.shards.iter()) {
-        let rows = shard.starts.len();
-        if rows != shard.lengths.len() || u32::try_from(rows).is_err() {
-            return Some(format!(
-                "shard {} has {rows} offsets and {} lengths",
-                shard.location,
-                shard.lengths.len()
-            ));
-        }
-        let outside = shard.starts.iter().zip(shard.lengths.iter()).any(|(start, length)| {
-            start
-                .to_native()
-                .checked_add(u64::from(length.to_native()))
-                .is_none_or(|end| end > shard.bytes.to_native())
-        });
-        if outside {
-            return Some(format!(
-                "shard {} has a row outside its {} bytes",
-                shard.location, shard.bytes
-            ));
-        }
+    /// Rows that the index gives the shard; what somebody claims, where nobody has read it.
+    #[must_use]
+    pub fn shard_rows(&self, source: u16, shard: u32) -> u32 {
+        self.entry(source, shard).map_or(0, |e| e.rows.to_native())
     }
-    None
-}
 
-fn content_hash(body: &ArchivedBody) -> u64 {
-    let mut hash = Xxh3Default::new();
-    let mut put = |bytes: &[u8]| {
-        hash.update(&(bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    };
-    put(body.image_key.as_bytes());
-    put(body.text_key.as_bytes());
-    for source in body.sources.iter() {
-        put(source.name.as_bytes());
-        for shard in source.shards.iter() {
-            put(shard.location.rsplit('/').next().unwrap_or_default().as_bytes());
-            put(&shard.bytes.to_native().to_le_bytes());
-            let rows = shard.starts.iter().zip(shard.lengths.iter());
-            let places: Vec<u8> = rows
-                .flat_map(|(start, length)| {
-                    start
-                        .to_native()
-                        .to_le_bytes()
-                        .into_iter()
-                        .chain(length.to_native().to_le_bytes())
-                })
-                .collect();
-            put(&places);
-        }
+    /// Whether the shard's rows were read when the index was made.
+    #[must_use]
+    pub fn is_verified(&self, source: u16, shard: u32) -> bool {
+        self.entry(source, shard).is_some_and(|e| e.verified)
     }
-    hash.digest()
+
+    /// Where a kept row lies; `None` for a row the index does not have or whose shard it has not read.
+    ///
+    /// # Errors
+    /// [`DataError::Index`] when the places of its shard are damaged.
+    pub fn place(&self, sample: SampleId) -> Result<Option<RowPlace<'_>>, DataError> {
+        let Some(rows) = self.rows(sample.source, sample.shard)? else {
+            return Ok(None);
+        };
+        let range = rows.range(sample.row);
+        Ok(range.and_then(|range| {
+            self.whole_shard(sample.source, sample.shard)
+                .map(|whole| RowPlace { range, ..whole })
+        }))
+    }
+
+    /// Which samples of a shard, in its order, are rows; `None` where that is not known.
+    ///
+    /// # Errors
+    /// As [`Index::place`].
+    pub fn kept(&self, source: u16, shard: u32) -> Result<Option<Vec<bool>>, DataError> {
+        Ok(self.rows(source, shard)?.map(|rows| rows.kept()))
+    }
 }

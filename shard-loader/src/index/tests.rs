@@ -4,28 +4,30 @@ use super::*;
 use argosy_common::exit::Exit;
 
 fn body() -> Body {
-    let shard = ShardEntry {
+    let shard = ShardRecord {
         location: "/data/0.tar".into(),
         bytes: 10_000,
         etag: Some("e".into()),
         modified_ms: 5,
         starts: vec![0, 2048],
         lengths: vec![2048, 1024],
+        kept: vec![true, false, true],
         missing: 1,
-        damage: None,
+        ..ShardRecord::default()
     };
-    let empty = ShardEntry {
+    let empty = ShardRecord {
         location: "/data/1.tar".into(),
         damage: Some("the file is empty".into()),
-        ..ShardEntry::default()
+        ..ShardRecord::default()
     };
-    let source = SourceEntry {
+    let source = SourceRecord {
         name: "s".into(),
         shards: vec![shard, empty],
     };
     Body {
         image_key: "jpg".into(),
         text_key: "txt".into(),
+        filter: String::new(),
         sources: vec![source],
     }
 }
@@ -48,12 +50,15 @@ fn index_written_and_opened_gives_the_same_rows_and_hash() {
     );
     assert_eq!(opened.mean_sample_bytes(), 1536);
     assert_eq!(opened.keys(), ("jpg", "txt"));
+    assert_eq!(opened.kept(0, 0).expect("whole"), Some(vec![true, false, true]));
+    assert_eq!(opened.records().expect("whole"), body().sources[0].shards);
     let place = opened
         .place(SampleId {
             source: 0,
             shard: 0,
             row: 1,
         })
+        .expect("whole")
         .expect("there");
     assert_eq!(
         place,
@@ -65,7 +70,7 @@ fn index_written_and_opened_gives_the_same_rows_and_hash() {
         }
     );
     for (source, shard, row) in [(0, 0, 2), (0, 1, 0), (0, 2, 0), (1, 0, 0)] {
-        assert_eq!(opened.place(SampleId { source, shard, row }), None);
+        assert_eq!(opened.place(SampleId { source, shard, row }).expect("whole"), None);
     }
     let left: Vec<_> = std::fs::read_dir(folder.path()).expect("listed").collect();
     assert_eq!(left.len(), 1, "nothing half-written stays");
@@ -73,7 +78,7 @@ fn index_written_and_opened_gives_the_same_rows_and_hash() {
 
 #[test]
 fn index_hash_depends_on_rows_but_not_on_where_the_data_lies() {
-    let hash = |change: &dyn Fn(&mut ShardEntry)| {
+    let hash = |change: &dyn Fn(&mut ShardRecord)| {
         let mut body = body();
         change(&mut body.sources[0].shards[0]);
         Index::from_body(&body).expect("made").index_hash()
@@ -97,18 +102,18 @@ fn index_with_any_byte_changed_or_cut_is_refused() {
         Index::open(&path).err()
     };
     assert!(refused(&good).is_none());
-    for at in (0..good.len()).filter(|at| !(9..16).contains(at)) {
+    for at in 0..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         assert!(refused(&bad).is_some(), "byte {at}");
     }
-    for length in [0, 7, 31, 32, good.len() - 1] {
+    for length in [0, 7, 31, 32, 64, good.len() - 1] {
         assert!(refused(&good[..length]).is_some(), "{length} bytes");
     }
     let mut newer = good;
     newer[8] = INDEX_VERSION + 1;
     let text = refused(&newer).expect("refused").to_string();
-    assert!(text.contains("version 2") && text.contains("argosy index"), "{text}");
+    assert!(text.contains("version 3") && text.contains("argosy index"), "{text}");
 }
 
 #[test]
@@ -116,11 +121,76 @@ fn index_with_a_row_outside_its_shard_is_refused() {
     let mut body = body();
     body.sources[0].shards[0].lengths[1] = 9_000;
     let text = Index::from_body(&body).expect_err("refused").to_string();
-    assert!(text.contains("outside"), "{text}");
+    assert!(text.contains("damaged"), "{text}");
 }
 
 #[test]
 fn index_missing_is_not_found() {
     let error = Index::open(Path::new("/nowhere/at/all")).expect_err("missing");
     assert_eq!(error.exit(), Exit::NotFound);
+}
+
+#[test]
+fn index_of_the_version_before_is_read_under_its_old_name() {
+    // Made by version 0.1.0 of `argosy index 0.tar 1.tar`; five rows, in each shard one sample without a picture.
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/index_v1.argosy");
+    let old = Index::open(&path).expect("opened");
+    assert_eq!(old.index_hash(), 0x4a02_29b2_ecba_dc9c);
+    assert_eq!(old.to_shape()[0].shard_rows, [3, 2]);
+    assert_eq!(old.mean_sample_bytes(), 2457);
+    let place = |row| {
+        let id = SampleId {
+            source: 0,
+            shard: 0,
+            row,
+        };
+        old.place(id).expect("whole").map(|p| p.range)
+    };
+    assert_eq!((place(0), place(2), place(3)), (Some(0..2048), Some(5632..8704), None));
+    let folder = tempfile::tempdir().expect("a folder");
+    let new = folder.path().join("new");
+    old.write(&new).expect("written");
+    assert_eq!(std::fs::read(&new).expect("read")[8], INDEX_VERSION);
+    assert_eq!(
+        Index::open(&new).expect("opened").index_hash(),
+        old.index_hash(),
+        "its name stays with it"
+    );
+}
+
+#[test]
+fn index_of_200000_shards_opens_at_once() {
+    let shard = |i: u32| ShardRecord {
+        location: format!("s3://bucket/a/long/enough/prefix/{i:06}.tar"),
+        bytes: 100 << 20,
+        etag: Some(format!("\"{i:032x}\"")),
+        starts: (0..4).map(|r| r * 2048).collect(),
+        lengths: vec![2048; 4],
+        kept: vec![true; 4],
+        ..ShardRecord::default()
+    };
+    let source = SourceRecord {
+        name: "s".into(),
+        shards: (0..200_000).map(shard).collect(),
+    };
+    let body = Body {
+        sources: vec![source],
+        ..body()
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("large");
+    Index::from_body(&body).expect("made").write(&path).expect("written");
+    let began = std::time::Instant::now();
+    let index = Index::open(&path).expect("opened");
+    let took = began.elapsed();
+    println!("opened in {took:?}");
+    // The promise is 100 ms on a quiet machine (bench `index`); a loaded one gets five times that.
+    assert!(took.as_millis() < 500, "{took:?}");
+    let last = SampleId {
+        source: 0,
+        shard: 199_999,
+        row: 3,
+    };
+    let place = index.place(last).expect("whole").expect("there");
+    assert_eq!(place.range, 6144..8192);
 }

@@ -2,9 +2,10 @@
 
 use super::LoaderConfig;
 use super::stats::{Counters, Stage};
-use crate::error::LoaderError;
-use crate::index::Index;
-use crate::store::Store;
+use crate::error::{BlockCause, DataError, LoaderError};
+use crate::index::{ChunkedShard, Filter, Index, ShardRecord, walk_shard};
+use crate::sample::Keys;
+use crate::store::{ReadRequest, Store};
 use argosy_common::ids::SampleId;
 use argosy_common::sampling::{Sampler, Window};
 use argosy_common::steplog::MaskReason;
@@ -17,7 +18,11 @@ use std::time::Instant;
 /// Rows closer than this in a shard are read in one request: reading on is cheaper than asking again.
 const GAP_BYTES_MAX: u64 = 64 << 10;
 /// Largest request, so that one slow read does not hold a whole window.
-const REQUEST_BYTES_MAX: u64 = 32 << 20;
+const REQUEST_BYTES_MAX: u64 = 8 << 20;
+/// Requests on their way at the same time; with the size above it bounds what a read holds beyond the windows.
+const REQUESTS_AT_ONCE: usize = 16;
+/// Shards whose rows had to be looked for that are remembered.
+const WALKED_MAX: usize = 64;
 
 /// The bytes of one row, or why there are none.
 #[derive(Clone, Debug)]
@@ -50,6 +55,17 @@ struct Cached {
     rows: Vec<Option<RawBytes>>,
 }
 
+/// A row to fetch: `row` of the window of `lane` that begins at position `window`.
+#[derive(Clone, Debug)]
+struct Need {
+    lane: u32,
+    window: u64,
+    row: usize,
+    sample: SampleId,
+    /// Its bytes in the shard, once they are known.
+    range: Range<u64>,
+}
+
 /// Fetches the rows of steps.
 #[derive(Debug)]
 pub(super) struct Fetcher {
@@ -60,6 +76,8 @@ pub(super) struct Fetcher {
     counters: Arc<Counters>,
     /// Windows by lane and first position.
     lanes: BTreeMap<u32, BTreeMap<u64, Cached>>,
+    /// Rows of shards that the index does not know.
+    walked: BTreeMap<(u16, u32), ShardRecord>,
 }
 
 impl Fetcher {
@@ -73,6 +91,7 @@ impl Fetcher {
             sample_bytes_max,
             counters,
             lanes: BTreeMap::new(),
+            walked: BTreeMap::new(),
         }
     }
 
@@ -92,16 +111,23 @@ impl Fetcher {
     /// step on whole windows are read (rule L7).
     pub(super) fn step(&mut self, lanes: &[u32], step: u64) -> Result<Vec<RawLane>, LoaderError> {
         let started = Instant::now();
-        let raw = lanes.iter().map(|lane| self.lane(*lane, step)).collect();
+        let wanted = |lane: u32, sampler: &Sampler| sampler.shape().step_range(lane, step);
+        let needs: Vec<Need> = lanes
+            .iter()
+            .flat_map(|lane| self.open_windows(*lane, &wanted(*lane, &self.sampler)))
+            .collect();
+        let filled = if needs.is_empty() { Ok(()) } else { self.fill(needs) };
+        let raw = lanes.iter().map(|lane| self.lane(*lane, wanted(*lane, &self.sampler)));
+        let raw = filled.map(|()| raw.collect());
         self.counters.spent(Stage::Fetch, started.elapsed());
         raw
     }
 
-    fn lane(&mut self, lane: u32, step: u64) -> Result<RawLane, LoaderError> {
-        let wanted = self.sampler.shape().step_range(lane, step);
+    /// Opens the windows of `wanted` and says which of their rows must be fetched.
+    fn open_windows(&mut self, lane: u32, wanted: &Range<u64>) -> Vec<Need> {
         let primed = self.lanes.get(&lane).is_some_and(|windows| !windows.is_empty());
-        let mut windows = self.lanes.remove(&lane).unwrap_or_default();
-        let mut rows = Vec::with_capacity((wanted.end - wanted.start) as usize);
+        let windows = self.lanes.entry(lane).or_default();
+        let mut needs = Vec::new();
         let mut position = wanted.start;
         while position < wanted.end {
             let known = windows
@@ -113,82 +139,143 @@ impl Fetcher {
                 None => {
                     let window = self.sampler.window(lane, position);
                     let start = window.positions.start;
-                    let empty = vec![None; window.samples.len()];
-                    windows.insert(start, Cached { window, rows: empty });
+                    let rows = vec![None; window.samples.len()];
+                    windows.insert(start, Cached { window, rows });
                     start
                 }
             };
-            let Some(cached) = windows.get_mut(&start) else { break };
+            let Some(cached) = windows.get(&start) else { break };
             let until = cached.window.positions.end.min(wanted.end);
-            let needed = (position - start) as usize..(until - start) as usize;
-            if let Err(error) = self.fill(lane, cached, needed.clone(), primed) {
-                // What was fetched stays, for the next try.
-                self.lanes.insert(lane, windows);
-                return Err(error);
+            let now = (position - start) as usize..(until - start) as usize;
+            if cached.rows[now.clone()].iter().any(Option::is_none) {
+                let asked = if primed { 0..cached.rows.len() } else { now };
+                needs.extend(asked.filter(|i| cached.rows[*i].is_none()).map(|i| Need {
+                    lane,
+                    window: start,
+                    row: i,
+                    sample: cached.window.samples[i],
+                    range: 0..0,
+                }));
             }
-            rows.extend(needed.map(|i| RawRow {
-                sample: cached.window.samples[i],
-                position: start + i as u64,
-                bytes: cached.rows[i].clone().unwrap_or(RawBytes::Masked(MaskReason::Missing)),
-            }));
             position = until;
         }
-        self.lanes.insert(lane, windows);
-        Ok(RawLane { lane, rows })
+        needs
     }
 
-    /// Fetches what `needed` lacks: only that for a new lane, everything the window lacks otherwise.
-    fn fill(&self, lane: u32, cached: &mut Cached, needed: Range<usize>, primed: bool) -> Result<(), LoaderError> {
-        if cached.rows[needed.clone()].iter().all(Option::is_some) {
-            return Ok(());
-        }
-        let asked = if primed { 0..cached.rows.len() } else { needed };
-        let mut places = Vec::new();
-        for i in asked {
-            if cached.rows[i].is_some() {
-                continue;
-            }
-            let sample = cached.window.samples[i];
-            match self.index.place(sample) {
-                Some(place) if place.range.end - place.range.start > self.sample_bytes_max => {
-                    cached.rows[i] = Some(RawBytes::Masked(MaskReason::Bytes));
+    /// Fetches rows: neighbours in one request, those needed first asked for first, several requests at a time.
+    fn fill(&mut self, needs: Vec<Need>) -> Result<(), LoaderError> {
+        let mut placed = Vec::with_capacity(needs.len());
+        for mut need in needs {
+            match self.place(&need)? {
+                Some(range) if range.end - range.start > self.sample_bytes_max => {
+                    self.put(&need, RawBytes::Masked(MaskReason::Bytes));
                 }
-                Some(place) => places.push((sample.source, sample.shard, place.range, i)),
-                None => cached.rows[i] = Some(RawBytes::Masked(MaskReason::Missing)),
-            }
-        }
-        places.sort_unstable_by_key(|(source, shard, range, _)| (*source, *shard, range.start));
-        for group in places.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
-            let ranges: Vec<Range<u64>> = group.iter().map(|(_, _, range, _)| range.clone()).collect();
-            for request in merge(&ranges) {
-                let span = ranges[request.start].start..ranges[request.end - 1].end;
-                let bytes = self.request(lane, cached.window.samples[group[request.start].3], span.clone())?;
-                for (_, _, range, i) in &group[request] {
-                    let slice = (range.start - span.start) as usize..(range.end - span.start) as usize;
-                    cached.rows[*i] = Some(RawBytes::Found(bytes.slice(slice)));
+                Some(range) => {
+                    need.range = range;
+                    placed.push(need);
                 }
+                None => self.put(&need, RawBytes::Masked(MaskReason::Missing)),
             }
         }
-        Ok(())
+        placed.sort_unstable_by_key(|n| (n.sample.source, n.sample.shard, n.range.start));
+        let mut groups: Vec<&[Need]> = Vec::new();
+        for shard in placed.chunk_by(|a, b| (a.sample.source, a.sample.shard) == (b.sample.source, b.sample.shard)) {
+            let ranges: Vec<Range<u64>> = shard.iter().map(|n| n.range.clone()).collect();
+            groups.extend(merge(&ranges).into_iter().map(|rows| &shard[rows]));
+        }
+        groups.sort_by_key(|group| group.iter().map(|n| (n.window + n.row as u64, n.lane)).min());
+        let (index, store) = (Arc::clone(&self.index), self.store.clone());
+        let requests: Vec<ReadRequest<'_>> = groups
+            .iter()
+            .filter_map(|group| {
+                let whole = index.whole_shard(group[0].sample.source, group[0].sample.shard)?;
+                Some(whole.read(group[0].range.start..group[group.len() - 1].range.end))
+            })
+            .collect();
+        debug_assert_eq!(requests.len(), groups.len(), "a row with a place has a shard");
+        let read = store.read_all(&requests, REQUESTS_AT_ONCE, |i, bytes| {
+            self.counters.read(bytes.len() as u64);
+            let start = requests[i].range.start;
+            for need in groups[i] {
+                let slice = (need.range.start - start) as usize..(need.range.end - start) as usize;
+                self.put(need, RawBytes::Found(bytes.slice(slice)));
+            }
+        });
+        // What was fetched stays, for the next try.
+        read.map_err(|(i, error)| blocked(groups[i][0].lane, &requests[i], &error))
     }
 
-    fn request(&self, lane: u32, sample: SampleId, range: Range<u64>) -> Result<Bytes, LoaderError> {
-        let blocked = |shard: &str, error: String| LoaderError::LaneBlocked {
-            lane,
-            shard: shard.to_owned(),
-            range: range.clone(),
-            error,
+    fn put(&mut self, need: &Need, bytes: RawBytes) {
+        if let Some(cached) = self.lanes.get_mut(&need.lane).and_then(|w| w.get_mut(&need.window)) {
+            cached.rows[need.row] = Some(bytes);
+        }
+    }
+
+    /// Where a row lies; a shard that nobody has read yet is walked first (rules L6, L7).
+    fn place(&mut self, need: &Need) -> Result<Option<Range<u64>>, LoaderError> {
+        let (source, shard, row) = (need.sample.source, need.sample.shard, need.sample.row as usize);
+        let index = Arc::clone(&self.index);
+        let Some(whole) = index.whole_shard(source, shard) else {
+            return Ok(None);
         };
-        let place = self
-            .index
-            .place(sample)
-            .ok_or_else(|| blocked("?", format!("the index lacks {sample}")))?;
-        let bytes = self
-            .store
-            .read(&place.read(range.clone()))
-            .map_err(|e| blocked(place.location, e.to_string()))?;
-        self.counters.read(bytes.len() as u64);
-        Ok(bytes)
+        let request = whole.read(whole.range.clone());
+        let failed = |error: DataError| blocked(need.lane, &request, &error);
+        if index.is_verified(source, shard) {
+            return Ok(index.place(need.sample).map_err(failed)?.map(|place| place.range));
+        }
+        if !self.walked.contains_key(&(source, shard)) {
+            let archive = ChunkedShard::open(&self.store, request.clone());
+            let (image_key, text_key) = index.keys();
+            let keys = Keys::new(image_key, text_key);
+            let record = walk_shard(archive, &keys, &Filter::default(), |_, _, _| Ok(())).map_err(failed)?;
+            let claimed = index.shard_rows(source, shard);
+            let found = record.starts.len() as u64;
+            if found != u64::from(claimed) {
+                tracing::warn!(
+                    shard = whole.location,
+                    claimed,
+                    found,
+                    "a shard does not hold the rows that were claimed"
+                );
+                self.counters.beyond(found.saturating_sub(u64::from(claimed)));
+            }
+            if self.walked.len() >= WALKED_MAX {
+                self.walked.pop_first();
+            }
+            self.walked.insert((source, shard), record);
+        }
+        Ok(self.walked.get(&(source, shard)).and_then(|record| {
+            let start = *record.starts.get(row)?;
+            Some(start..start + u64::from(*record.lengths.get(row)?))
+        }))
+    }
+
+    /// The rows of one lane at one step, all of which are there or known to be missing.
+    fn lane(&self, lane: u32, wanted: Range<u64>) -> RawLane {
+        let windows = self.lanes.get(&lane);
+        let rows = wanted.filter_map(|position| {
+            let (start, cached) = windows?.range(..=position).next_back()?;
+            let i = (position - start) as usize;
+            Some(RawRow {
+                sample: *cached.window.samples.get(i)?,
+                position,
+                bytes: cached.rows[i].clone().unwrap_or(RawBytes::Masked(MaskReason::Missing)),
+            })
+        });
+        RawLane {
+            lane,
+            rows: rows.collect(),
+        }
+    }
+}
+
+fn blocked(lane: u32, request: &ReadRequest<'_>, error: &DataError) -> LoaderError {
+    LoaderError::LaneBlocked {
+        lane,
+        shard: request.location.to_owned(),
+        range: request.range.clone(),
+        cause: BlockCause::of(error),
+        error: error.to_string(),
     }
 }
 

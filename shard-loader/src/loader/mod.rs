@@ -109,11 +109,18 @@ impl Loader {
     /// # Errors
     /// When the shape is not the index's, or the system gives no threads.
     pub fn new(index: Arc<Index>, config: LoaderConfig) -> Result<Self, DataError> {
+        Self::over(index, config, Store::new(RetryPolicy::default())?)
+    }
+
+    /// The same, reading from `store`.
+    ///
+    /// # Errors
+    /// As [`Loader::new`].
+    pub fn over(index: Arc<Index>, config: LoaderConfig, store: Store) -> Result<Self, DataError> {
         if index.to_shape() != config.shape.sources {
             let why = "the run's shape does not belong to this index; was the index made again since the run began?";
             return Err(DataError::Config(why.into()));
         }
-        let store = Store::new(RetryPolicy::default())?;
         let counters = Arc::new(Counters::default());
         let inner = Arc::new(Inner {
             state: Mutex::new(State::default()),

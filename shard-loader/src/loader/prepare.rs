@@ -5,15 +5,16 @@ use super::fetch::{RawBytes, RawLane, RawRow};
 use super::stats::{Counters, Stage};
 use crate::batch::LaneBatch;
 use crate::decode::{Reduction, Rgb, decode_reduced};
-use crate::error::{DataError, LoaderError};
+use crate::error::{BlockCause, DataError, LoaderError};
 use crate::index::Index;
-use crate::sample::{Grouper, Keys};
+use crate::sample::{self, Caption, Grouper, Keys};
 use crate::store::Store;
 use crate::tar::Walker;
-use crate::tokenize::{self, Tokenizer};
+use crate::tokenize::Tokenizer;
 use crate::transform::{RowKey, Transformer};
 use argosy_common::config::DataConfig;
 use argosy_common::ids::SampleId;
+use argosy_common::rng::{Draws, Purpose};
 use argosy_common::sampling::lane_digest;
 use argosy_common::steplog::{MaskReason, RowState};
 use bytes::Bytes;
@@ -152,7 +153,8 @@ impl Preparer {
     }
 
     fn fetch_again(&self, lane: u32, sample: SampleId) -> Result<Bytes, LoaderError> {
-        let Some(place) = self.index.place(sample) else {
+        // What was found once is found again; a shard without known places was read whole and is not asked again.
+        let Ok(Some(place)) = self.index.place(sample) else {
             return Ok(Bytes::new());
         };
         let (range, shard) = (place.range.clone(), place.location);
@@ -162,17 +164,16 @@ impl Preparer {
                 lane,
                 shard: shard.to_owned(),
                 range,
+                cause: BlockCause::of(&e),
                 error: e.to_string(),
             })
     }
 
     fn fill(&self, bytes: &Bytes, key: RowKey, pixels: &mut [u8], tokens: &mut [i32]) -> Result<u16, MaskReason> {
-        let (image, text) = members(bytes, &self.keys).ok_or(MaskReason::Missing)?;
+        let (image, captions) = members(bytes, &self.keys).ok_or(MaskReason::Missing)?;
         let started = Instant::now();
-        let caption = std::str::from_utf8(&text).map_err(|_| MaskReason::Caption)?;
-        if tokenize::is_empty(caption) {
-            return Err(MaskReason::Caption);
-        }
+        let mut draws = Draws::new(key.seed, Purpose::Caption, key.lane, key.position);
+        let caption = sample::choose(&captions, &self.data, &mut draws).ok_or(MaskReason::Caption)?;
         let length = self.tokenizer.row(caption, tokens);
         let tokenized = Instant::now();
         self.counters.spent(Stage::Tokenize, tokenized - started);
@@ -195,8 +196,8 @@ impl Preparer {
     }
 }
 
-/// Picture and caption of the one sample in `bytes`; `None` when its headers are not whole or one of them is gone.
-fn members(bytes: &Bytes, keys: &Keys) -> Option<(Bytes, Bytes)> {
+/// Picture and captions of the one sample in `bytes`; `None` when its headers are not whole or one of them is gone.
+fn members(bytes: &Bytes, keys: &Keys) -> Option<(Bytes, Vec<Caption>)> {
     let mut grouper = Grouper::default();
     for member in Walker::new(bytes.clone()) {
         if grouper.push(&member.ok()?).is_some() {
@@ -205,6 +206,10 @@ fn members(bytes: &Bytes, keys: &Keys) -> Option<(Bytes, Bytes)> {
         }
     }
     let group = grouper.finish()?;
-    let slice = |range: std::ops::Range<u64>| bytes.slice(range.start as usize..range.end as usize);
-    Some((slice(group.image(keys)?), slice(group.text(keys)?)))
+    let image = group.image(keys)?;
+    if !group.has_text(keys) {
+        return None;
+    }
+    let captions = group.captions(keys, |range| &bytes[range.start as usize..range.end as usize]);
+    Some((bytes.slice(image.start as usize..image.end as usize), captions))
 }

@@ -15,6 +15,8 @@ pub struct LoaderStats {
     pub bytes: u64,
     /// Rows handed out that take no part, by reason.
     pub masked: BTreeMap<MaskReason, u64>,
+    /// Rows that shards hold beyond what was claimed of them; they are not trained (rule L6).
+    pub rows_beyond: u64,
     /// Time of the fetching thread.
     pub fetch_seconds: f64,
     /// Time of all decoding threads together, pictures to RGB.
@@ -50,6 +52,7 @@ const REASONS: [MaskReason; 6] = [
 pub(super) struct Counters {
     images: AtomicU64,
     bytes: AtomicU64,
+    beyond: AtomicU64,
     masked: [AtomicU64; REASONS.len()],
     nanos: [AtomicU64; 5],
 }
@@ -62,6 +65,10 @@ impl Counters {
 
     pub(super) fn read(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn beyond(&self, rows: u64) {
+        self.beyond.fetch_add(rows, Ordering::Relaxed);
     }
 
     pub(super) fn handed_out(&self, batches: &[LaneBatch], waited: Duration) {
@@ -88,6 +95,7 @@ impl Counters {
             images: self.images.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
             masked: masked.filter(|(_, n)| *n > 0).collect(),
+            rows_beyond: self.beyond.load(Ordering::Relaxed),
             fetch_seconds: seconds(Stage::Fetch),
             decode_seconds: seconds(Stage::Decode),
             transform_seconds: seconds(Stage::Transform),

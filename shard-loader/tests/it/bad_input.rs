@@ -1,9 +1,9 @@
 //! Bad input: each becomes its reason, good samples still come out, each exactly once.
 
-use crate::support::{data_config, good_members, index, loader_config, picture, record, tar};
+use crate::support::{good_members, index, loader_config, picture, record, tar};
 use argosy_common::steplog::{MaskReason, RowState};
 use argosy_shard_loader::decode::{Rgb, decode};
-use argosy_shard_loader::{EvalConfig, EvalReader, Index, Loader, LoaderError};
+use argosy_shard_loader::{EvalConfig, EvalReader, Index, Loader, LoaderError, RetryPolicy, Store};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -159,8 +159,10 @@ fn sources_without_a_usable_sample_are_refused() {
         name: "x".into(),
         shards: ".".into(),
     };
-    let config = argosy_shard_loader::BuildConfig::of(&data_config());
-    let error = argosy_shard_loader::index::build(&[source], folder.path(), &config, &|_| {}).expect_err("nothing");
+    let config = argosy_shard_loader::BuildConfig::new("jpg;png;jpeg;webp", "txt");
+    let store = Store::new(RetryPolicy::default()).expect("a store");
+    let built = argosy_shard_loader::index::build(&store, &[source], folder.path(), &config, &|_| {});
+    let error = built.expect_err("nothing");
     let text = error.to_string();
     assert!(
         text.contains("`x`") && text.contains("jpg;png;jpeg;webp") && text.contains("1 samples lack"),

@@ -144,7 +144,12 @@ fn first_step_of_a_new_lane_reads_exactly_its_own_rows() {
     let loader = Loader::new(Arc::clone(&index), config).expect("a loader");
     loader.assign(&[0], 0);
     let samples = next(&loader).remove(0).samples;
-    let bytes = |s| index.place(s).map_or(0, |place| place.range.end - place.range.start);
+    let bytes = |s| {
+        index
+            .place(s)
+            .expect("whole")
+            .map_or(0, |place| place.range.end - place.range.start)
+    };
     assert_eq!(samples.len(), 4);
     assert_eq!(loader.stats().bytes, samples.into_iter().map(bytes).sum::<u64>());
 }

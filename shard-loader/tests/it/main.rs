@@ -10,4 +10,5 @@ mod fuzz;
 mod goldens;
 mod hostile;
 mod lanes;
+mod stores;
 mod support;

@@ -4,6 +4,7 @@ use argosy_common::config::{DataConfig, Job, Source};
 use argosy_common::shape::{RunShape, SourceShape};
 use argosy_shard_loader::index::{self, BuildConfig, BuildReport, Index};
 use argosy_shard_loader::loader::LoaderConfig;
+use argosy_shard_loader::{RetryPolicy, Store};
 use std::path::Path;
 
 /// The folder of the goldens.
@@ -69,7 +70,9 @@ pub(crate) fn index(folder: &Path) -> (Index, BuildReport) {
         name: "all".into(),
         shards: ".".into(),
     };
-    index::build(&[source], folder, &BuildConfig::of(&data_config()), &|_| {}).expect("indexed")
+    let config = BuildConfig::of(&data_config(), folder).expect("no filter");
+    let store = Store::new(RetryPolicy::default()).expect("a store");
+    index::build(&store, &[source], folder, &config, &|_| {}).expect("indexed")
 }
 
 /// A loader's configuration over `sources`.
