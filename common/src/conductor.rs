@@ -20,7 +20,7 @@ mod tests;
 mod words;
 
 use crate::divergence::StateWatch;
-use crate::events::{FromWorker, Outcome, Record, RunEvent, StepReport, ToWorker};
+use crate::events::{FromWorker, Outcome, PartFailure, Record, RunEvent, StepReport, ToWorker};
 use crate::ids::{Generation, StateName, WorkerId};
 use crate::ledger::Ledger;
 use crate::plan::Plan;
@@ -90,6 +90,10 @@ pub struct Conductor<R: Rules = Shipped> {
     /// Persists under way; what to do after each, in order.
     pending: VecDeque<AfterPersist>,
     stopping: bool,
+    /// When the cadence in time began to count: at the last commit or the first step.
+    checkpoint_since: Option<Tick>,
+    /// Not before this tick is another attempt opened: the store did not take the last one.
+    retry_at: Tick,
     /// Some step changed the weights.
     any_update: bool,
     /// When the brain was last stepped.
@@ -152,6 +156,8 @@ impl<R: Rules> Conductor<R> {
             fruitless: 0,
             pending: VecDeque::new(),
             stopping: false,
+            checkpoint_since: None,
+            retry_at: 0,
             any_update: restored.head.is_some(),
             last_step: 0,
             announced_waiting: None,
@@ -211,7 +217,7 @@ impl<R: Rules> Conductor<R> {
             Event::ManifestWritten { attempt, key } => self.manifest_written(attempt, key, &mut turn),
             Event::ManifestFailed { attempt, reason } => {
                 self.ledger.unseal(attempt);
-                self.abandon_attempt(attempt, &reason, &mut turn);
+                self.part_failed(attempt, PartFailure::Store, &reason, &mut turn);
             }
             Event::StopRequested => self.stop_requested(&mut turn),
             Event::Ticked => {}
@@ -283,10 +289,12 @@ impl<R: Rules> Conductor<R> {
             } => self.member_closed(worker, generation, name, cause, turn),
             FromWorker::StepDone { report } => self.step_done(worker, report, turn),
             FromWorker::PartUploaded { attempt, part, name } => self.part_uploaded(worker, attempt, part, name, turn),
-            FromWorker::PartFailed { attempt, reason } => {
-                self.ledger.missed(attempt);
-                self.abandon_attempt(attempt, &format!("{worker}: {reason}"), turn);
-            }
+            FromWorker::PartFailed {
+                attempt,
+                failure,
+                reason,
+            } => self.part_failed(attempt, failure, &format!("{worker}: {reason}"), turn),
+            FromWorker::RestoreFailed { key, damaged, reason } => self.restore_failed(key, damaged, &reason, turn),
             FromWorker::LeaseWanted { .. }
             | FromWorker::Primed { .. }
             | FromWorker::Draining { .. }

@@ -52,6 +52,11 @@ pub struct ModelConfig {
     pub image_std: Option<[f64; 3]>,
     /// Forces QuickGELU, as `--force-quick-gelu`.
     pub force_quick_gelu: bool,
+    /// Start from the weights in this folder (`open_clip_model.safetensors` beside `open_clip_config.json`), as
+    /// `--pretrained`; its configuration is used when neither `name` nor `config` says another.
+    pub pretrained: Option<String>,
+    /// Digest of those weights; written by `argosy run`, so that a run goes on with what it began with.
+    pub pretrained_digest: Option<String>,
 }
 
 /// Where the pairs come from and how they are prepared.
@@ -302,10 +307,28 @@ pub struct WorkersConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Every so many positions; rounded up to whole steps. 0: at the end only.
+    /// Every so many positions; rounded up to whole steps. 0: not by positions.
     pub every_samples: u64,
-    /// Committed checkpoints that are kept; 0 keeps all.
+    /// Every so many seconds since the last one. 0: not by time. Whichever comes first; always at the end.
+    pub every_s: u64,
+    /// Newest committed checkpoints that are kept; 0 keeps all.
     pub keep_last: u32,
+    /// Of older ones the first at or behind every multiple of so many positions is kept for good; 0: none.
+    pub keep_every_samples: u64,
+    /// Where they lie: a folder or a URL, below which the run has a folder of its own name; `checkpoints/` of the run folder
+    /// by default. May not change in a run.
+    pub url: Option<String>,
+}
+
+impl CheckpointConfig {
+    /// The place of the checkpoints of `run`, whose run folder is `run_dir`.
+    #[must_use]
+    pub fn location(&self, run_dir: &str, run: &str) -> String {
+        match &self.url {
+            Some(url) => format!("{}/{run}", url.trim_end_matches('/')),
+            None => format!("{}/checkpoints", run_dir.trim_end_matches('/')),
+        }
+    }
 }
 
 /// How long things may take before they count as failed.
@@ -374,7 +397,10 @@ impl Default for CheckpointConfig {
     fn default() -> Self {
         Self {
             every_samples: 0,
+            every_s: 0,
             keep_last: 3,
+            keep_every_samples: 0,
+            url: None,
         }
     }
 }

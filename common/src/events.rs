@@ -38,8 +38,19 @@ pub enum ToWorker {
         at_step: u64,
         /// Parts that this worker owns.
         parts: Vec<u32>,
-        /// Parts in all.
+        /// Parts whose buddy it is: copied, and uploaded only if their owner is lost (rule K1).
+        spare: Vec<u32>,
+        /// Parts in all; the last is the log of the steps since the parent (rule AU1).
         parts_total: u32,
+        /// Steps of the parent, which the log begins behind.
+        since: u64,
+    },
+    /// The owner of these parts is lost: upload the copies.
+    UploadSpare {
+        /// The attempt.
+        attempt: u64,
+        /// Parts that were spare.
+        parts: Vec<u32>,
     },
     /// These lanes will be this worker's from step `from_step` on: fetch their first rows, then say [`FromWorker::Primed`]
     /// (rule L8). Nothing moves yet.
@@ -110,6 +121,8 @@ pub enum FromWorker {
     PartFailed {
         /// The attempt.
         attempt: u64,
+        /// What follows from it.
+        failure: PartFailure,
         /// Why.
         reason: String,
     },
@@ -160,6 +173,15 @@ pub enum FromWorker {
         inside: Option<Generation>,
         /// The last generation it has left.
         left: Generation,
+    },
+    /// The base state could not be read from its manifest; the worker leaves the generation.
+    RestoreFailed {
+        /// Key of the manifest.
+        key: String,
+        /// The checkpoint itself is damaged, not only the way to it.
+        damaged: bool,
+        /// What is wrong.
+        reason: String,
     },
     /// This worker cannot go on, and neither could another: the run ends with this exit code.
     Failed {
@@ -231,6 +253,16 @@ impl StepReport {
     }
 }
 
+/// Why a part did not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PartFailure {
+    /// The order came after its boundary: the next one is given further ahead.
+    Late,
+    /// The store did not take it, or there is no room: it is tried again after a while.
+    Store,
+}
+
 /// One part of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartInfo {
@@ -244,11 +276,40 @@ pub struct PartInfo {
     pub checksum: u64,
 }
 
+/// Version of [`Manifest`].
+pub const MANIFEST_VERSION: u32 = 2;
+
+/// Rows by what became of them, of all steps up to a state (rule M4).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PositionCounts {
+    /// Rows that were trained.
+    pub trained: u64,
+    /// Rows that took no part, by reason.
+    pub masked: BTreeMap<MaskReason, u64>,
+    /// Valid rows of steps that were passed over, by reason.
+    pub skipped: BTreeMap<String, u64>,
+}
+
+/// The log of some steps, as it lies in the object store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogInfo {
+    /// The attempt that wrote it.
+    pub attempt: u64,
+    /// Steps of the state it begins behind.
+    pub from_step: u64,
+    /// Steps of the state it ends with.
+    pub to_step: u64,
+    /// The object.
+    pub part: PartInfo,
+}
+
 /// What a checkpoint is (design section 4). Stored as JSON under its own key, created once, never changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Version of this format; 1.
+    /// Version of this format, [`MANIFEST_VERSION`].
     pub version: u32,
+    /// Version of the Argosy that wrote it.
+    pub argosy: String,
     /// The run.
     pub run: String,
     /// The attempt that wrote it.
@@ -265,8 +326,14 @@ pub struct Manifest {
     pub index_hash: u64,
     /// Key of the manifest before it on the lineage.
     pub parent: Option<String>,
-    /// The parts in order.
+    /// The parts in order; the last is the log of the steps since the parent.
     pub parts: Vec<PartInfo>,
+    /// Logs of the whole lineage, oldest first, this one's last: whoever holds the state holds its history (rule AU1).
+    pub history: Vec<LogInfo>,
+    /// What became of all positions up to the state.
+    pub ledger: PositionCounts,
+    /// The job as it is trained.
+    pub job: serde_json::Value,
     /// The model's config in open_clip's JSON form, so that the weights can be read without the job.
     pub model: serde_json::Value,
 }
@@ -332,6 +399,15 @@ pub enum Record {
         /// The attempt.
         attempt: u64,
         /// Why.
+        reason: String,
+    },
+    /// A committed checkpoint turned out to be damaged: nobody goes on from it any more.
+    CheckpointRejected {
+        /// The attempt.
+        attempt: u64,
+        /// Key of its manifest.
+        key: String,
+        /// What is wrong.
         reason: String,
     },
     /// Rows were given up; the ledger's next revision (rule M2).
@@ -513,6 +589,13 @@ pub enum RunEvent {
         /// The attempt.
         attempt: u64,
         /// Why.
+        reason: String,
+    },
+    /// A committed checkpoint is damaged; an older one is used.
+    CheckpointRejected {
+        /// Key of its manifest.
+        key: String,
+        /// What is wrong.
         reason: String,
     },
     /// The run is over.

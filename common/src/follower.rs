@@ -310,14 +310,21 @@ impl<R: Rules> Follower<R> {
                 attempt,
                 at_step,
                 parts,
+                spare,
                 parts_total,
+                since,
             } => {
                 vec![Command::Order(TrainerOrder::Checkpoint {
                     attempt,
                     at_step,
                     parts,
+                    spare,
                     parts_total,
+                    since,
                 })]
+            }
+            ToWorker::UploadSpare { attempt, parts } => {
+                vec![Command::Order(TrainerOrder::UploadSpare { attempt, parts })]
             }
             ToWorker::Prepare {
                 generation,

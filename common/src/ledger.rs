@@ -4,6 +4,7 @@ use crate::conductor::{Head, Restored, Settings};
 use crate::events::PartInfo;
 use crate::ids::{StateName, WorkerId};
 use crate::rules::Rules;
+use serde::Serialize;
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -11,6 +12,8 @@ struct Attempt {
     number: u64,
     at_step: u64,
     owners: Vec<WorkerId>,
+    /// Who holds a copy of each part besides its owner.
+    buddies: Vec<Option<WorkerId>>,
     parts: BTreeMap<u32, PartInfo>,
     name: Option<StateName>,
 }
@@ -24,9 +27,62 @@ pub struct Ledger {
     head: Option<Head>,
     last: u64,
     misses: u32,
-    committed: Vec<u64>,
-    keep_last: u32,
+    failures: u32,
+    committed: Vec<Committed>,
+    keep: Keep,
     parts_total: u32,
+}
+
+/// A checkpoint that was committed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Committed {
+    /// Its attempt.
+    pub attempt: u64,
+    /// Key of its manifest.
+    pub key: String,
+    /// Its state.
+    pub name: StateName,
+}
+
+/// Which committed checkpoints stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// The newest so many; 0: all.
+    pub last: u32,
+    /// Besides, the first at or behind every multiple of so many steps; 0: none.
+    pub every_steps: u64,
+}
+
+impl Keep {
+    /// Attempts of `committed`, oldest first, that need not stay.
+    #[must_use]
+    pub fn expired(self, committed: &[Committed]) -> Vec<u64> {
+        if self.last == 0 {
+            return Vec::new();
+        }
+        let old = committed.len().saturating_sub(self.last as usize);
+        let mut before = 0;
+        let mut expired = Vec::new();
+        for (at, checkpoint) in committed.iter().enumerate() {
+            let passed = checkpoint.name.step.checked_div(self.every_steps).unwrap_or(0);
+            if at < old && passed <= before {
+                expired.push(checkpoint.attempt);
+            }
+            before = before.max(passed);
+        }
+        expired
+    }
+}
+
+/// What the loss of a worker means for the attempt under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Nothing.
+    None,
+    /// Buddies have to upload these parts.
+    Spare(BTreeMap<WorkerId, Vec<u32>>),
+    /// The attempt with this number lacks a part for good.
+    Hopeless(u64),
 }
 
 impl Ledger {
@@ -39,8 +95,9 @@ impl Ledger {
             head: restored.head.clone(),
             last: restored.attempt,
             misses: 0,
+            failures: 0,
             committed: restored.committed.clone(),
-            keep_last: settings.keep_last,
+            keep: settings.keep,
             parts_total: settings.parts_total,
         }
     }
@@ -84,25 +141,52 @@ impl Ledger {
             number: self.last,
             at_step,
             owners: Vec::new(),
+            buddies: Vec::new(),
             parts: BTreeMap::new(),
             name: None,
         });
         self.last
     }
 
-    /// Notes who owns which part.
-    pub fn assign(&mut self, owners: Vec<WorkerId>) {
+    /// Notes who owns which part, and who its buddy is.
+    pub fn assign(&mut self, owners: Vec<WorkerId>, buddies: Vec<Option<WorkerId>>) {
         if let Some(attempt) = &mut self.open {
             attempt.owners = owners;
+            attempt.buddies = buddies;
         }
     }
 
-    /// The attempt under way, if `worker` owes it a part that has not come.
+    /// `worker` is lost. Parts that it owed and that have not come pass to their buddies.
+    pub fn lost(&mut self, worker: WorkerId) -> Loss {
+        let Some(attempt) = self.open.as_mut().filter(|_| !self.sealed) else {
+            return Loss::None;
+        };
+        for buddy in attempt.buddies.iter_mut().filter(|b| **b == Some(worker)) {
+            *buddy = None;
+        }
+        let mut spare: BTreeMap<WorkerId, Vec<u32>> = BTreeMap::new();
+        for (part, owner) in attempt.owners.iter_mut().enumerate() {
+            if *owner != worker || attempt.parts.contains_key(&(part as u32)) {
+                continue;
+            }
+            let Some(buddy) = attempt.buddies.get_mut(part).and_then(Option::take) else {
+                return Loss::Hopeless(attempt.number);
+            };
+            *owner = buddy;
+            spare.entry(buddy).or_default().push(part as u32);
+        }
+        match spare.is_empty() {
+            true => Loss::None,
+            false => Loss::Spare(spare),
+        }
+    }
+
+    /// The attempt under way, if `worker` cannot have copied its state: it left its generation before the boundary.
     #[must_use]
-    pub fn owned_by(&self, worker: WorkerId) -> Option<u64> {
-        let attempt = self.open.as_ref()?;
-        let owes = |(part, owner): (usize, &WorkerId)| *owner == worker && !attempt.parts.contains_key(&(part as u32));
-        attempt.owners.iter().enumerate().any(owes).then_some(attempt.number)
+    pub fn never_copied(&self, worker: WorkerId, name: StateName) -> Option<u64> {
+        let attempt = self.open.as_ref().filter(|_| !self.sealed)?;
+        let holds = attempt.owners.contains(&worker) || attempt.buddies.contains(&Some(worker));
+        (holds && name.step < attempt.at_step).then_some(attempt.number)
     }
 
     /// Takes a part. `Ok(Some(..))` when it was the last: the state's name and all parts in order.
@@ -151,18 +235,45 @@ impl Ledger {
             .and_then(|a| a.name)
     }
 
-    /// The attempt is the head now. Returns attempts that fell out of `keep_last`.
+    /// The attempt is the head now. Returns attempts that need not stay.
     pub fn committed(&mut self, number: u64, key: String, name: StateName) -> Vec<u64> {
         self.open = None;
         self.sealed = false;
         self.misses = 0;
-        self.head = Some(Head { key, name });
-        self.committed.push(number);
-        if self.keep_last == 0 || self.committed.len() <= self.keep_last as usize {
-            return Vec::new();
+        self.failures = 0;
+        self.head = Some(Head { key: key.clone(), name });
+        self.committed.push(Committed {
+            attempt: number,
+            key,
+            name,
+        });
+        let expired = self.keep.expired(&self.committed);
+        self.committed.retain(|c| !expired.contains(&c.attempt));
+        expired
+    }
+
+    /// The head is damaged: the one before it is the head. Returns its attempt; `None` if `key` is not the head's.
+    pub fn reject(&mut self, key: &str) -> Option<u64> {
+        self.head.as_ref().filter(|head| head.key == key)?;
+        let rejected = self.committed.pop_if(|c| c.key == key).map_or(0, |c| c.attempt);
+        self.head = self.committed.last().map(|c| Head {
+            key: c.key.clone(),
+            name: c.name,
+        });
+        Some(rejected)
+    }
+
+    /// Attempts since the last commit that the store did not take.
+    #[must_use]
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// The store did not take a part or the manifest.
+    pub fn failed(&mut self, number: u64) {
+        if self.open.as_ref().is_some_and(|a| a.number == number) {
+            self.failures += 1;
         }
-        let surplus = self.committed.len() - self.keep_last as usize;
-        self.committed.drain(..surplus).collect()
     }
 
     /// Gives the attempt up; false if it is not under way or can no longer be given up.
@@ -196,5 +307,34 @@ impl Ledger {
             a.owners.capacity() * size_of::<WorkerId>() + a.parts.len() * size_of::<(u32, PartInfo)>() + keys
         });
         size_of::<Self>() + self.committed.capacity() * size_of::<u64>() + parts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Generation;
+
+    fn committed(steps: &[u64]) -> Vec<Committed> {
+        let at = |(attempt, step): (u64, &u64)| Committed {
+            attempt,
+            key: format!("{attempt}/manifest.json"),
+            name: StateName {
+                step: *step,
+                applied_gen: Generation(1),
+            },
+        };
+        (1..).zip(steps).map(at).collect()
+    }
+
+    #[test]
+    fn checkpoints_expire_but_the_newest_and_one_of_every_so_many_steps() {
+        let list = committed(&[4, 9, 10, 14, 20, 25, 31, 33]);
+        let expired = |last, every_steps| Keep { last, every_steps }.expired(&list);
+        assert_eq!(expired(0, 0), [0; 0]);
+        assert_eq!(expired(3, 0), [1, 2, 3, 4, 5]);
+        // Kept for good: 10, 20 and 31.
+        assert_eq!(expired(1, 10), [1, 2, 4, 6]);
+        assert_eq!(expired(20, 10), [0; 0]);
     }
 }

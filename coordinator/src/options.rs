@@ -4,10 +4,13 @@ use argosy_common::conductor::Settings;
 use argosy_common::config::Job;
 use argosy_common::events::StampedEvent;
 use argosy_common::ids::{Term, WorkerId};
+use argosy_common::ledger::Keep;
 use argosy_common::shape::RunShape;
 use argosy_rpc::Welcome;
+use object_store::ObjectStore;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 
@@ -29,8 +32,10 @@ pub trait Spawner: Send + Sync + 'static {
 pub struct CoordinatorOptions {
     /// The run's id.
     pub run: String,
-    /// Folder of the run, made if missing: `meta.redb`, `events.jsonl`, `checkpoints/`.
+    /// Folder of the run, made if missing: `meta.redb`, `events.jsonl`.
     pub run_dir: PathBuf,
+    /// Where its checkpoints lie.
+    pub checkpoints: Arc<dyn ObjectStore>,
     /// The job, with what the command line changed.
     pub job: Job,
     /// Folder that relative paths of the job start at.
@@ -80,7 +85,14 @@ impl CoordinatorOptions {
                 .checkpoint
                 .every_samples
                 .div_ceil(u64::from(self.shape.batch.max(1))),
-            keep_last: job.checkpoint.keep_last,
+            checkpoint_ms: job.checkpoint.every_s.saturating_mul(1000),
+            keep: Keep {
+                last: job.checkpoint.keep_last,
+                every_steps: job
+                    .checkpoint
+                    .keep_every_samples
+                    .div_ceil(u64::from(self.shape.batch.max(1))),
+            },
             parts_total: self.parts_total,
         }
     }

@@ -1,6 +1,5 @@
 //! A whole run: opens the store, raises the actors and the server, waits for the outcome.
 
-use crate::actors::artefacts::CHECKPOINTS_DIR;
 use crate::actors::conductor::Msg;
 use crate::actors::{journal, root};
 use crate::admission::{Door, Guests};
@@ -9,7 +8,7 @@ use crate::handle::Orders;
 use crate::options::{CoordinatorOptions, Spawner};
 use crate::store::{MetaStore, RedbStore, StoreError};
 use argosy_common::conductor::{Conductor, Restored};
-use argosy_common::events::{Manifest, Outcome, Record, RunEvent};
+use argosy_common::events::{MANIFEST_VERSION, Manifest, Outcome, PositionCounts, Record, RunEvent};
 use argosy_common::ids::StateName;
 use argosy_rpc::server::{Limits, serve};
 use ractor::{Actor, ActorCell, ActorRef};
@@ -41,13 +40,10 @@ pub async fn run(
     orders: Orders,
 ) -> Result<Outcome, CoordinatorError> {
     check(&options)?;
-    let checkpoints = options.run_dir.join(CHECKPOINTS_DIR);
-    tokio::fs::create_dir_all(&checkpoints)
+    let run_dir = options.run_dir.clone();
+    tokio::fs::create_dir_all(&run_dir)
         .await
-        .map_err(|source| CoordinatorError::Io {
-            path: checkpoints.clone(),
-            source,
-        })?;
+        .map_err(|source| CoordinatorError::Io { path: run_dir, source })?;
     let (store, restored) = recover(&options).await?;
     if let Some(name) = restored.finished {
         let manifest = restored.head.map(|head| head.key);
@@ -177,16 +173,20 @@ async fn serve_run(
     let (result, outcome) = oneshot::channel();
     let welcome = options.welcome();
     let token = options.token.clone();
+    let settings = options.settings(store.term());
+    // What expired before is deleted again: whether it was, nobody wrote down.
+    let expired = settings.keep.expired(&restored.committed);
     let args = root::Args {
-        brain: Conductor::new(options.settings(store.term()), restored.clone()),
+        brain: Conductor::new(settings, restored.clone()),
         started: started(&options),
         manifest: manifest(&options),
         garbage: restored.garbage(),
+        expired,
         journal: journal::Args {
             path: options.run_dir.join(EVENTS_FILE),
             progress: options.progress,
         },
-        checkpoints: options.run_dir.join(CHECKPOINTS_DIR),
+        checkpoints: options.checkpoints.clone(),
         store,
         endpoint,
         spawner,
@@ -267,7 +267,8 @@ fn started(options: &CoordinatorOptions) -> RunEvent {
 /// The manifest's fields that are the same in all of the run; the others are filled in when one is written.
 fn manifest(options: &CoordinatorOptions) -> Manifest {
     Manifest {
-        version: 1,
+        version: MANIFEST_VERSION,
+        argosy: env!("CARGO_PKG_VERSION").into(),
         run: options.run.clone(),
         attempt: 0,
         name: StateName::INITIAL,
@@ -277,6 +278,9 @@ fn manifest(options: &CoordinatorOptions) -> Manifest {
         index_hash: options.index_hash,
         parent: None,
         parts: Vec::new(),
+        history: Vec::new(),
+        ledger: PositionCounts::default(),
+        job: serde_json::to_value(&options.job).unwrap_or_default(),
         model: options.model.clone(),
     }
 }

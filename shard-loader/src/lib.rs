@@ -20,6 +20,7 @@ pub mod fuzzing;
 pub mod index;
 pub mod loader;
 pub mod manifest;
+pub mod objects;
 pub mod resize;
 pub mod sample;
 pub mod store;

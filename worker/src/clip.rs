@@ -43,6 +43,11 @@ impl Clip {
     }
 }
 
+/// Normalised features of images, row-major.
+pub(crate) fn embed_images(clip: &Clip, images: &Images) -> Result<Vec<f32>> {
+    to_vec(&clip.vision.encode(images)?)
+}
+
 /// A tensor's values, row-major.
 pub(crate) fn to_vec(x: &Tensor) -> Result<Vec<f32>> {
     let x = x.f_detach()?.f_to_kind(Kind::Float)?.f_contiguous()?;

@@ -16,10 +16,12 @@ use argosy_torch_ext::is_out_of_memory;
 use std::fmt::Debug;
 
 pub mod sparse;
+pub mod state;
 pub mod torch;
 pub mod toy;
 
 pub use sparse::{SparseTable, reduce_rows};
+pub use state::{StateRead, StateTensor};
 pub use torch::{TorchEngine, TorchOptions};
 pub use toy::ToyEngine;
 
@@ -238,10 +240,27 @@ pub trait Engine: Debug + Send {
         3
     }
 
+    /// Tensors of the exported state in order: what checkpoints hold, and under which names.
+    fn state_table(&self) -> Vec<StateTensor> {
+        let prefixes = ["", "exp_avg.", "exp_avg_sq.", "ema."];
+        state::state_table(&self.tensor_table(), &prefixes[..self.state_arrays()])
+    }
+
     /// Bytes of an exported state.
     fn state_len(&self) -> usize {
         self.state_elements() * self.state_arrays() * 4 + 8
     }
+
+    /// Reads the state beside a forward and backward pass; [`Engine::wait_for_readers`] comes before the next change.
+    fn state_reader(&self) -> Box<dyn StateRead> {
+        let mut bytes = Vec::new();
+        self.export_state(&mut bytes);
+        Box::new(state::ExportedState(bytes))
+    }
+
+    /// Returns when no reader of [`Engine::state_reader`] is left. Whatever changes the state waits by itself; a trainer
+    /// calls it to know how long that took.
+    fn wait_for_readers(&self) {}
 
     /// Updates applied so far; counts bias correction, is part of the state.
     fn applied_steps(&self) -> u64;

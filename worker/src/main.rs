@@ -11,6 +11,8 @@ use argosy_common::exit::Exit;
 use argosy_common::ids::WorkerId;
 use argosy_worker::agent::{self, JoinOptions};
 use argosy_worker::eval::{self, EvalArgs};
+use argosy_worker::hub::embed::{self, EmbedArgs};
+use argosy_worker::hub::export::{self, ExportArgs};
 use argosy_worker::{crash, model, parity};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::io::{IsTerminal, Write};
@@ -79,6 +81,22 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
+    /// Write a checkpoint in OpenCLIP's hub layout
+    Export {
+        #[command(flatten)]
+        args: ExportArgs,
+        /// Format of stdout
+        #[arg(long, value_enum, default_value_t)]
+        format: Output,
+    },
+    /// Features of pictures and captions
+    Embed {
+        #[command(flatten)]
+        args: EmbedArgs,
+        /// Format of stdout
+        #[arg(long, value_enum, default_value_t)]
+        format: Output,
+    },
     /// Zero-shot classification of shards with a checkpoint
     EvalZeroShot {
         #[command(flatten)]
@@ -146,6 +164,42 @@ fn carry_out(command: Command) -> Result<Exit, Failure> {
             lanes,
             output,
         } => run_parity(&dir, workers, lanes, output),
+        Command::Export { args, format } => {
+            let done = export::run(&args)?;
+            match format {
+                Output::Json => print_json(&done)?,
+                Output::Table => {
+                    let (folder, weights, from) = (&done.folder, done.weights, &done.from);
+                    print_data(&format!(
+                        "{folder}: {} {weights} parameters of {from}\n",
+                        done.parameters
+                    ))?;
+                }
+            }
+            hint(&format!(
+                "next: open_clip.create_model(\"local-dir:{}\") in Python",
+                done.folder
+            ));
+            Ok(Exit::Ok)
+        }
+        Command::Embed { args, format } => {
+            let done = embed::run(&args)?;
+            match format {
+                Output::Json => print_json(&done)?,
+                Output::Table => {
+                    let files = done.files.join(", ");
+                    print_data(&format!(
+                        "{files}: {} images, {} texts, {} wide\n",
+                        done.images, done.texts, done.dim
+                    ))?;
+                }
+            }
+            for (reason, count) in &done.left_out {
+                eprintln!("left out: {count} ({reason})");
+            }
+            hint("next: read them with safetensors or numpy; rows follow the order of the input");
+            Ok(Exit::Ok)
+        }
         Command::EvalZeroShot { args, output } => {
             let report = eval::run(&args)?;
             match output {
@@ -163,11 +217,12 @@ fn describe_model(path: &Path) -> Result<Exit, Failure> {
     let job = Job::from_toml(&file, &text).map_err(|e| (Exit::BadConfig, e.to_string()))?;
     let base = path.parent().unwrap_or(Path::new("."));
     let (config, preprocess) = model::resolve_job(&job, base).map_err(|e| (Exit::BadConfig, e.to_string()))?;
-    print_json(&model::describe(
-        &config,
-        &preprocess,
-        job.train.ema_half_life_samples.is_some(),
-    ))?;
+    let digest = model::pretrained_digest(&job.model, base).map_err(|e| (Exit::NotFound, e.to_string()))?;
+    let described = model::Description {
+        pretrained_digest: digest,
+        ..model::describe(&config, &preprocess, job.train.ema_half_life_samples.is_some())
+    };
+    print_json(&described)?;
     Ok(Exit::Ok)
 }
 
@@ -202,6 +257,13 @@ fn run_parity(dir: &Path, workers: usize, lanes: Option<usize>, output: Output) 
         }
     }
     Ok(if report.holds { Exit::Ok } else { Exit::JobFailed })
+}
+
+/// What to do next, for people at a terminal.
+fn hint(line: &str) {
+    if std::io::stdout().is_terminal() {
+        eprintln!("{line}");
+    }
 }
 
 fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::parts_total;
 use crate::clip::{ConfigError, ModelConfig, Params, Preprocess};
+use crate::hub;
 use argosy_common::config::{self, Job, Loss};
 use argosy_shard_loader::tokenize::VOCABULARY;
 use serde::Serialize;
@@ -22,6 +23,25 @@ pub enum ModelError {
     /// Its content, or the name.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The folder named in `model.pretrained`.
+    #[error("model.pretrained: {0}")]
+    Weights(String),
+}
+
+impl ModelError {
+    fn weights(error: crate::engine::EngineError) -> Self {
+        Self::Weights(error.to_string())
+    }
+}
+
+/// Digest of the weights that the job starts from; `None` when it draws them from its seed.
+///
+/// # Errors
+/// Names the file.
+pub fn pretrained_digest(model: &config::ModelConfig, base: &Path) -> Result<Option<String>, ModelError> {
+    let folder = model.pretrained.as_ref().map(|folder| base.join(folder));
+    let digest = folder.map(|folder| hub::weights_digest(&folder));
+    digest.transpose().map_err(ModelError::weights)
 }
 
 /// Refuses a text tower that cannot take what the tokenizer makes. Not part of reading a configuration: the parity goldens
@@ -60,7 +80,12 @@ pub fn resolve(model: &config::ModelConfig, base: &Path) -> Result<(ModelConfig,
             })?;
             ModelConfig::from_json(&text)?
         }
-        None => (ModelConfig::by_name(&model.name)?, Preprocess::default()),
+        None => match &model.pretrained {
+            Some(folder) if model.name.is_empty() => {
+                hub::read_config(&base.join(folder)).map_err(ModelError::weights)?
+            }
+            _ => (ModelConfig::by_name(&model.name)?, Preprocess::default()),
+        },
     };
     if model.force_quick_gelu {
         built.quick_gelu = true;
@@ -105,22 +130,26 @@ pub struct Description {
     pub image_size: u32,
     /// Ids of a caption.
     pub context_length: u32,
+    /// Digest of the weights that the job starts from.
+    pub pretrained_digest: Option<String>,
 }
 
 /// Describes a model, trained with or without a moving average of its weights, without building it.
 #[must_use]
 pub fn describe(config: &ModelConfig, preprocess: &Preprocess, ema: bool) -> Description {
     let (parameters, arrays) = (Params::count(config), 3 + usize::from(ema));
+    let state_bytes = parameters * arrays * 4 + 8;
     Description {
         parameters: parameters as u64,
-        state_bytes: (parameters * arrays * 4 + 8) as u64,
-        parts_total: parts_total(parameters, arrays),
+        state_bytes: state_bytes as u64,
+        parts_total: parts_total(state_bytes),
         model: json!({
             "model_cfg": config.source,
             "preprocess_cfg": preprocess.to_json(),
         }),
         image_size: config.vision.image_size as u32,
         context_length: config.text.context_length as u32,
+        pretrained_digest: None,
     }
 }
 

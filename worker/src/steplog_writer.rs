@@ -44,15 +44,16 @@ impl StepLogWriter {
         &self.path
     }
 
-    /// Appends one line with one write, so that a kill leaves at most one torn line, the last.
+    /// Appends one line with one write, so that a kill leaves at most one torn line, the last. Returns the line.
     ///
     /// # Errors
     /// The system's.
-    pub fn write(&mut self, record: &StepRecord) -> std::io::Result<()> {
+    pub fn write(&mut self, record: &StepRecord) -> std::io::Result<&[u8]> {
         self.line.clear();
         serde_json::to_writer(&mut self.line, record)?;
         self.line.push(b'\n');
-        self.file.write_all(&self.line)
+        self.file.write_all(&self.line)?;
+        Ok(&self.line)
     }
 }
 

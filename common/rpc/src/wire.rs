@@ -2,6 +2,7 @@
 //!
 //! Encoding cannot fail: free text for people is cut to its limit. Decoding checks everything and names the field.
 
+mod checkpoint;
 mod failure;
 
 use crate::client::{Hello, Welcome};
@@ -295,13 +296,18 @@ pub fn encode_to_worker(message: ToWorker) -> proto::CoordinatorMessage {
             attempt,
             at_step,
             parts,
+            spare,
             parts_total,
+            since,
         } => ToBody::Checkpoint(proto::Checkpoint {
             attempt,
             at_step,
             parts,
+            spare,
             parts_total,
+            since,
         }),
+        ToWorker::UploadSpare { attempt, parts } => ToBody::UploadSpare(proto::UploadSpare { attempt, parts }),
         ToWorker::Prepare {
             generation,
             lanes,
@@ -342,23 +348,8 @@ pub fn decode_to_worker(message: proto::CoordinatorMessage) -> Checked<ToWorker>
             generation: generation("close.generation", m.generation)?,
             after_step: m.after_step,
         },
-        ToBody::Checkpoint(m) => {
-            at_most("checkpoint.parts_total", "parts", m.parts_total as usize, PARTS_MAX)?;
-            at_most("checkpoint.parts", "parts", m.parts.len(), m.parts_total as usize)?;
-            if let Some(part) = m.parts.iter().find(|part| **part >= m.parts_total) {
-                return Err(WireError::new(
-                    "checkpoint.parts",
-                    format!("parts below {}", m.parts_total),
-                    part,
-                ));
-            }
-            ToWorker::Checkpoint {
-                attempt: m.attempt,
-                at_step: m.at_step,
-                parts: m.parts,
-                parts_total: m.parts_total,
-            }
-        }
+        ToBody::Checkpoint(m) => checkpoint::decode(m)?,
+        ToBody::UploadSpare(m) => checkpoint::decode_spare(m)?,
         ToBody::Prepare(m) => {
             at_most("prepare.lanes", "lanes", m.lanes.len(), LANES_MAX)?;
             ToWorker::Prepare {
@@ -484,8 +475,18 @@ pub fn encode_from_worker(message: FromWorker) -> proto::WorkerMessage {
             checksum: part.checksum,
             name: Some(encode_name(name)),
         }),
-        FromWorker::PartFailed { attempt, reason } => FromBody::PartFailed(proto::PartFailed {
+        FromWorker::PartFailed {
             attempt,
+            failure,
+            reason,
+        } => FromBody::PartFailed(proto::PartFailed {
+            attempt,
+            reason: cut(reason),
+            kind: checkpoint::encode_failure(failure) as i32,
+        }),
+        FromWorker::RestoreFailed { key, damaged, reason } => FromBody::RestoreFailed(proto::RestoreFailed {
+            key,
+            damaged,
             reason: cut(reason),
         }),
         other @ (FromWorker::LeaseWanted { .. }
@@ -540,7 +541,13 @@ pub fn decode_from_worker(message: proto::WorkerMessage) -> Checked<FromWorker> 
         }
         FromBody::PartFailed(m) => FromWorker::PartFailed {
             attempt: m.attempt,
+            failure: checkpoint::decode_failure(m.kind)?,
             reason: text("part_failed.reason", m.reason)?,
+        },
+        FromBody::RestoreFailed(m) => FromWorker::RestoreFailed {
+            key: name("restore_failed.key", m.key)?,
+            damaged: m.damaged,
+            reason: text("restore_failed.reason", m.reason)?,
         },
         FromBody::LeaseWanted(m) => failure::decode_lease_wanted(&m)?,
         FromBody::Primed(m) => failure::decode_primed(m)?,

@@ -134,12 +134,17 @@ fn to_worker() -> impl Strategy<Value = ToWorker> {
         generations().prop_map(|generation| ToWorker::Activate { generation }),
         (generations(), any::<Option<u64>>())
             .prop_map(|(generation, after_step)| ToWorker::Close { generation, after_step }),
-        (any::<u64>(), any::<u64>(), vec(0..9u32, 0..9)).prop_map(|(attempt, at_step, parts)| ToWorker::Checkpoint {
-            attempt,
-            at_step,
-            parts,
-            parts_total: 9,
-        }),
+        (any::<u64>(), any::<u64>(), vec(0..9u32, 0..9), vec(0..9u32, 0..9)).prop_map(
+            |(attempt, at_step, parts, spare)| ToWorker::Checkpoint {
+                attempt,
+                at_step,
+                parts,
+                spare,
+                parts_total: 9,
+                since: at_step / 2,
+            }
+        ),
+        (any::<u64>(), vec(0..9u32, 0..9)).prop_map(|(attempt, parts)| ToWorker::UploadSpare { attempt, parts }),
         (generations(), vec(any::<u32>(), 0..9), any::<u64>()).prop_map(|(generation, lanes, from_step)| {
             ToWorker::Prepare {
                 generation,
@@ -222,7 +227,16 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
             part,
             name
         }),
-        (any::<u64>(), ".{0,40}").prop_map(|(attempt, reason)| FromWorker::PartFailed { attempt, reason }),
+        (any::<u64>(), 0..2i32, ".{0,40}").prop_map(|(attempt, kind, reason)| FromWorker::PartFailed {
+            attempt,
+            failure: checkpoint::decode_failure(kind).expect("a kind"),
+            reason
+        }),
+        (".{1,40}", any::<bool>(), ".{0,40}").prop_map(|(key, damaged, reason)| FromWorker::RestoreFailed {
+            key,
+            damaged,
+            reason
+        }),
         (any::<u8>(), ".{0,40}").prop_map(|(exit, message)| FromWorker::Failed { exit, message }),
         failure_words(),
     ]

@@ -208,6 +208,7 @@ impl<R: Rules> World<R> {
                 });
             }
             Record::Quarantined { .. }
+            | Record::CheckpointRejected { .. }
             | Record::RunCreated { .. }
             | Record::CheckpointOpened { .. }
             | Record::RunFinished { .. } => {}

@@ -9,6 +9,7 @@ use crate::world::{Ev, World};
 use argosy_common::conductor::{Command, Conductor, Event, Restored, Settings, View};
 use argosy_common::events::{Outcome, Record, RunEvent};
 use argosy_common::ids::{StateName, Term, WorkerId};
+use argosy_common::ledger::Keep;
 use argosy_common::rules::Rules;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -270,7 +271,11 @@ impl<R: Rules> World<R> {
             failure_budget_ms: c.failure_budget_ms,
             worker_errors_max: 1_000,
             checkpoint_steps: c.checkpoint_steps,
-            keep_last: 2,
+            checkpoint_ms: 0,
+            keep: Keep {
+                last: 2,
+                every_steps: 0,
+            },
             parts_total: c.parts,
         }
     }
@@ -443,7 +448,7 @@ impl<R: Rules> World<R> {
                     },
                 );
             }
-            Command::CollectGarbage { attempts } => {
+            Command::CollectGarbage { attempts, .. } => {
                 for attempt in attempts {
                     self.collects(attempt);
                     self.objects.delete_attempt(attempt);

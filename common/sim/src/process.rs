@@ -142,6 +142,8 @@ pub(crate) struct Trainer {
     pub(crate) dirty: bool,
     pub(crate) inside: Option<Inside>,
     pub(crate) checkpoint: Option<CopyOrder>,
+    /// The attempt whose state was copied last: number, state, bits. What it would upload for a lost owner.
+    pub(crate) copied: Option<(u64, StateName, u64)>,
     /// Work scheduled under another token is over.
     pub(crate) token: u64,
     /// It may apply in this generation until then, by its process's clock (rule G5).
@@ -192,6 +194,7 @@ impl<R: Rules> Process<R> {
                 dirty: false,
                 inside: None,
                 checkpoint: None,
+                copied: None,
                 token: 0,
                 lease: (Generation(0), 0),
                 history: VecDeque::new(),

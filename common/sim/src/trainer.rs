@@ -6,7 +6,7 @@ use crate::objects::{Object, Put, Trouble};
 use crate::process::{At, CopyOrder, Exchange, FRAMES_MAX, Frame, Inside, Stage, Upload};
 use crate::queue::Ms;
 use crate::world::{Ev, SEED_BITS, World, lane_part, next_bits};
-use argosy_common::events::{FromWorker, PartInfo, StepReport};
+use argosy_common::events::{FromWorker, PartFailure, PartInfo, StepReport};
 use argosy_common::follower::{Event, TrainerOrder};
 use argosy_common::ids::{Generation, StateName};
 use argosy_common::plan::{Plan, StateSource};
@@ -53,6 +53,7 @@ impl<R: Rules> World<R> {
                     self.copy_if_due(process);
                 }
             }
+            TrainerOrder::UploadSpare { attempt, parts } => self.upload_parts(process, attempt, parts),
             TrainerOrder::Prime { generation, lanes, .. } => {
                 let primed = FromWorker::Primed { generation, lanes };
                 self.follow(process, Event::Passed(primed));
@@ -600,10 +601,29 @@ impl<R: Rules> World<R> {
         let attempt = order.attempt;
         if order.at_step < name.step {
             let reason = format!("p{process} is past step {}", order.at_step);
-            self.follow(process, Event::Passed(FromWorker::PartFailed { attempt, reason }));
-            return;
+            return self.part_failed(process, attempt, PartFailure::Late, reason);
         }
-        for index in order.parts {
+        trainer.copied = Some((attempt, name, bits));
+        self.upload_parts(process, attempt, order.parts);
+    }
+
+    fn part_failed(&mut self, process: usize, attempt: u64, failure: PartFailure, reason: String) {
+        let failed = FromWorker::PartFailed {
+            attempt,
+            failure,
+            reason,
+        };
+        self.follow(process, Event::Passed(failed));
+    }
+
+    /// Parts of a copied state, own ones or those of a lost owner, go on their way.
+    fn upload_parts(&mut self, process: usize, attempt: u64, parts: Vec<u32>) {
+        let copied = self.processes[process].trainer.copied;
+        let Some((_, name, bits)) = copied.filter(|c| c.0 == attempt) else {
+            let reason = format!("p{process} has no copy");
+            return self.part_failed(process, attempt, PartFailure::Store, reason);
+        };
+        for index in parts {
             let key = format!("{attempt}/{index}");
             let part = PartInfo {
                 index,
@@ -654,7 +674,7 @@ impl<R: Rules> World<R> {
             self.follow(process, Event::Passed(FromWorker::PartUploaded { attempt, part, name }));
         } else if upload.tries >= TRIES_MAX {
             let reason = "the object store does not take it".into();
-            self.follow(process, Event::Passed(FromWorker::PartFailed { attempt, reason }));
+            self.part_failed(process, attempt, PartFailure::Store, reason);
         } else {
             upload.tries += 1;
             let wait = slow + (50 << upload.tries.min(6));

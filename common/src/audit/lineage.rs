@@ -60,7 +60,8 @@ impl Lineage {
                 Record::Quarantined { .. }
                 | Record::RunCreated { .. }
                 | Record::CheckpointOpened { .. }
-                | Record::CheckpointAbandoned { .. } => {}
+                | Record::CheckpointAbandoned { .. }
+                | Record::CheckpointRejected { .. } => {}
             }
         }
         if lineage.finished.is_none()

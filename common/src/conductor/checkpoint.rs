@@ -1,13 +1,22 @@
 //! When a checkpoint is taken, and how an attempt ends (rules K1, K3).
 
 use super::{AfterPersist, Command, Conductor, Phase, Turn};
-use crate::events::{Outcome, PartInfo, Record, RunEvent, ToWorker};
+use crate::events::{Outcome, PartFailure, PartInfo, Record, RunEvent, ToWorker};
 use crate::exit::Exit;
 use crate::ids::{StateName, WorkerId};
+use crate::ledger::Loss;
 use crate::rules::Rules;
 
 /// The order to copy must be there before the boundary is: so many steps ahead, doubled after each miss.
 const STEPS_AHEAD: u64 = 2;
+/// The first wait after an attempt that the store did not take; doubled after each further one.
+const RETRY_MS: u64 = 1_000;
+/// Longest such wait.
+const RETRY_MS_MAX: u64 = 60_000;
+/// Attempts in a row that the store does not take, after which a run that only waits for its last checkpoint ends.
+const LAST_TRIES: u32 = 5;
+/// The same after a stop: somebody waits for it.
+const STOP_TRIES: u32 = 2;
 
 impl<R: Rules> Conductor<R> {
     /// What the checkpoint ledger holds in memory, in bytes.
@@ -21,6 +30,10 @@ impl<R: Rules> Conductor<R> {
         if !matches!(self.phase, Phase::Running { .. }) || self.ledger.is_open() {
             return;
         }
+        let since = *self.checkpoint_since.get_or_insert(turn.now);
+        if turn.now < self.retry_at {
+            return;
+        }
         let ahead = STEPS_AHEAD << self.ledger.misses().min(8);
         let soonest = self.steps_done + ahead;
         let total = self.settings.total_steps;
@@ -30,7 +43,9 @@ impl<R: Rules> Conductor<R> {
             Some(done) => (done + 1).saturating_mul(cadence).min(total),
             None => total,
         };
-        let at_step = if self.stopping {
+        let (every, old) = (self.settings.checkpoint_ms, turn.now.saturating_sub(since));
+        let late = every > 0 && old >= every && self.steps_done > committed;
+        let at_step = if self.stopping || late {
             soonest.min(total)
         } else if soonest >= due && committed < total {
             soonest.min(total).max(due)
@@ -62,20 +77,29 @@ impl<R: Rules> Conductor<R> {
         };
         let members: Vec<WorkerId> = plan.members.iter().map(|m| m.worker).collect();
         let parts_total = self.settings.parts_total;
-        let owners: Vec<WorkerId> = (0..parts_total).map(|p| members[p as usize % members.len()]).collect();
+        let at = |part: u32| members[part as usize % members.len()];
+        let owners: Vec<WorkerId> = (0..parts_total).map(at).collect();
+        // The member behind the owner in the ring keeps a copy as well.
+        let buddies: Vec<Option<WorkerId>> = (0..parts_total)
+            .map(|part| (members.len() > 1).then(|| at(part + 1)))
+            .collect();
+        let since = self.ledger.head().map_or(0, |head| head.name.step);
         for worker in &members {
-            let parts = (0..parts_total).filter(|p| owners[*p as usize] == *worker).collect();
-            turn.send(
-                *worker,
-                ToWorker::Checkpoint {
-                    attempt,
-                    at_step,
-                    parts,
-                    parts_total,
-                },
-            );
+            let all = 0..parts_total;
+            let (mine, spare) = (owners[..].iter(), buddies[..].iter());
+            let parts = all.clone().zip(mine).filter(|(_, o)| *o == worker).map(|(p, _)| p);
+            let spare = all.zip(spare).filter(|(_, b)| **b == Some(*worker)).map(|(p, _)| p);
+            let order = ToWorker::Checkpoint {
+                attempt,
+                at_step,
+                parts: parts.collect(),
+                spare: spare.collect(),
+                parts_total,
+                since,
+            };
+            turn.send(*worker, order);
         }
-        self.ledger.assign(owners);
+        self.ledger.assign(owners, buddies);
     }
 
     pub(super) fn part_uploaded(
@@ -115,10 +139,13 @@ impl<R: Rules> Conductor<R> {
 
     /// The head points to the new manifest.
     pub(super) fn committed(&mut self, attempt: u64, key: String, name: StateName, turn: &mut Turn) {
-        let garbage = self.ledger.committed(attempt, key.clone(), name);
+        let attempts = self.ledger.committed(attempt, key.clone(), name);
+        self.checkpoint_since = Some(turn.now);
+        self.retry_at = 0;
         turn.announce(RunEvent::CheckpointCommitted { key: key.clone(), name });
-        if !garbage.is_empty() {
-            turn.commands.push(Command::CollectGarbage { attempts: garbage });
+        if !attempts.is_empty() {
+            let keep_logs = true;
+            turn.commands.push(Command::CollectGarbage { attempts, keep_logs });
         }
         if name.step >= self.settings.total_steps {
             self.finish(turn);
@@ -152,10 +179,68 @@ impl<R: Rules> Conductor<R> {
         self.persist(Record::RunFinished { name }, AfterPersist::End { outcome }, turn);
     }
 
-    /// An owner left: its parts will not come.
+    /// A worker is gone. The buddies of its parts have copies, if they came as far.
     pub(super) fn ledger_lost(&mut self, worker: WorkerId, turn: &mut Turn) {
-        if let Some(attempt) = self.ledger.owned_by(worker) {
-            self.abandon_attempt(attempt, &format!("{worker} was lost with its parts"), turn);
+        match self.ledger.lost(worker) {
+            Loss::None => {}
+            Loss::Hopeless(attempt) => {
+                self.abandon_attempt(attempt, &format!("{worker} was lost with its parts"), turn);
+            }
+            Loss::Spare(parts) => {
+                let Some((attempt, _)) = self.ledger.opened() else {
+                    return;
+                };
+                for (buddy, parts) in parts {
+                    turn.send(buddy, ToWorker::UploadSpare { attempt, parts });
+                }
+            }
+        }
+    }
+
+    /// A part or the manifest did not get there. Training goes on; the next attempt waits a while if it was the store.
+    pub(super) fn part_failed(&mut self, attempt: u64, failure: PartFailure, reason: &str, turn: &mut Turn) {
+        match failure {
+            PartFailure::Late => self.ledger.missed(attempt),
+            PartFailure::Store => {
+                self.ledger.failed(attempt);
+                let wait = (RETRY_MS << self.ledger.failures().saturating_sub(1).min(16)).min(RETRY_MS_MAX);
+                self.retry_at = self.retry_at.max(turn.now + wait);
+            }
+        }
+        self.abandon_attempt(attempt, reason, turn);
+        let tries = self.ledger.failures();
+        if self.stopping && tries >= STOP_TRIES {
+            self.interrupt(turn);
+        } else if self.steps_done >= self.settings.total_steps && tries >= LAST_TRIES {
+            let exit = Exit::NoCapacity.code();
+            let message = format!("all is trained, but the last checkpoint could not be written: {reason}");
+            self.end(Outcome::Failed { exit, message }, turn);
+        }
+    }
+
+    /// A worker could not read the checkpoint it was to start from. A damaged one is passed over for good; of a store that
+    /// cannot be reached another try is made.
+    pub(super) fn restore_failed(&mut self, key: String, damaged: bool, reason: &str, turn: &mut Turn) {
+        if !damaged {
+            return; // the worker leaves the generation, and says why
+        }
+        let Some(attempt) = self.ledger.reject(&key) else {
+            return; // another worker said so before
+        };
+        let reason = reason.to_owned();
+        turn.announce(RunEvent::CheckpointRejected {
+            key: key.clone(),
+            reason: reason.clone(),
+        });
+        let message = format!("no checkpoint of this run can be read, the oldest is {key}: {reason}");
+        self.persist(
+            Record::CheckpointRejected { attempt, key, reason },
+            AfterPersist::Nothing,
+            turn,
+        );
+        if self.ledger.head().is_none() {
+            let exit = Exit::JobFailed.code();
+            self.end(Outcome::Failed { exit, message }, turn);
         }
     }
 
@@ -180,6 +265,7 @@ impl<R: Rules> Conductor<R> {
         self.persist(record, AfterPersist::Nothing, turn);
         turn.commands.push(Command::CollectGarbage {
             attempts: vec![attempt],
+            keep_logs: false,
         });
     }
 }

@@ -112,7 +112,6 @@ impl<R: Rules> Conductor<R> {
         }
         let generation = plan.generation;
         if !was_asked {
-            self.abandon_open_attempt("the generation ended before the checkpoint was complete", turn);
             self.back_off(turn);
             turn.announce(RunEvent::GenerationClosing {
                 generation,
@@ -179,6 +178,10 @@ impl<R: Rules> Conductor<R> {
             return;
         }
         self.seats.set_name(worker, name);
+        if let Some(attempt) = self.ledger.never_copied(worker, name) {
+            let reason = format!("{worker} left the generation before the boundary");
+            self.abandon_attempt(attempt, &reason, turn);
+        }
         if !matches!(self.phase, Phase::Closing { .. }) {
             let reason = cause.unwrap_or_else(|| "it left".into());
             self.leave_generation(None, &format!("{worker}: {reason}"), None, turn);
@@ -244,8 +247,9 @@ impl<R: Rules> Conductor<R> {
                 self.joiners = Some((seen, joiners));
                 let room = (plan.members.len() as u32) < self.settings.workers_max;
                 let at_end = self.steps_done + CLOSE_STEPS_AHEAD >= self.settings.total_steps;
-                // A join waits for an open checkpoint, and pays no more in the last steps or after a stop.
-                if joiners && room && !at_end && !self.stopping && !self.ledger.is_open() {
+                // A join waits for a checkpoint to be copied, and pays no more in the last steps or after a stop.
+                let copied = self.ledger.opened().is_none_or(|(_, at)| self.steps_done >= at);
+                if joiners && room && !at_end && !self.stopping && copied {
                     let after = self.steps_done + CLOSE_STEPS_AHEAD;
                     self.leave_generation(None, "a worker joins", Some(after), turn);
                 }
@@ -344,6 +348,10 @@ impl<R: Rules> Conductor<R> {
             .is_some_and(|name| R::compare(name, base).is_gt())
         {
             return;
+        }
+        // One that was taken behind the base is none of this lineage any more.
+        if self.ledger.opened().is_some_and(|(_, at)| at > base.step) {
+            self.abandon_open_attempt("the run went back behind its state", turn);
         }
         if self.has_history && best_live != Some(base) {
             self.resume(generation, base, &source, turn);

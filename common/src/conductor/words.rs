@@ -2,6 +2,7 @@
 
 use crate::events::{FromWorker, Outcome, PartInfo, Record, RunEvent, ToWorker};
 use crate::ids::{Generation, StateName, Term, WorkerId};
+use crate::ledger::{Committed, Keep};
 use serde::Serialize;
 
 /// Milliseconds on the shell's monotonic clock.
@@ -30,10 +31,12 @@ pub struct Settings {
     pub failure_budget_ms: u64,
     /// Losses in a row without a step in between that end the run.
     pub worker_errors_max: u32,
-    /// A checkpoint every so many steps; 0: at the end only.
+    /// A checkpoint every so many steps; 0: not by steps.
     pub checkpoint_steps: u64,
-    /// Committed checkpoints that are kept; 0 keeps all.
-    pub keep_last: u32,
+    /// A checkpoint when the last one is so old; 0: not by time.
+    pub checkpoint_ms: u64,
+    /// Committed checkpoints that are kept.
+    pub keep: Keep,
     /// Parts of a checkpoint.
     pub parts_total: u32,
 }
@@ -138,8 +141,10 @@ pub enum Command {
     },
     /// Delete what no manifest on the list refers to.
     CollectGarbage {
-        /// Attempts that were given up or fell out of `keep_last`.
+        /// Attempts that were given up or need not stay.
         attempts: Vec<u64>,
+        /// They were committed: later manifests refer to their logs, which stay.
+        keep_logs: bool,
     },
     /// Tell people and stories.
     Announce {
@@ -168,8 +173,10 @@ pub struct Restored {
     pub attempt: u64,
     /// Attempts that were opened and neither committed nor abandoned.
     pub open_attempts: Vec<u64>,
-    /// Committed attempts, oldest first.
-    pub committed: Vec<u64>,
+    /// Committed checkpoints that were not rejected, oldest first.
+    pub committed: Vec<Committed>,
+    /// Attempts that were committed and rejected; their objects are left to people.
+    pub rejected: Vec<u64>,
     /// The run had ended with all positions trained.
     pub finished: Option<StateName>,
 }
@@ -188,7 +195,8 @@ impl Restored {
     #[must_use]
     pub fn garbage(&self) -> Vec<u64> {
         (1..=self.attempt)
-            .filter(|attempt| !self.committed.contains(attempt))
+            .filter(|attempt| !self.committed.iter().any(|c| c.attempt == *attempt))
+            .filter(|attempt| !self.rejected.contains(attempt))
             .collect()
     }
 
@@ -212,13 +220,25 @@ impl Restored {
                 }
                 Record::CheckpointCommitted { attempt, key, name } => {
                     restored.open_attempts.retain(|a| a != attempt);
-                    restored.committed.push(*attempt);
+                    restored.committed.push(Committed {
+                        attempt: *attempt,
+                        key: key.clone(),
+                        name: *name,
+                    });
                     restored.head = Some(Head {
                         key: key.clone(),
                         name: *name,
                     });
                 }
                 Record::CheckpointAbandoned { attempt, .. } => restored.open_attempts.retain(|a| a != attempt),
+                Record::CheckpointRejected { attempt, .. } => {
+                    restored.rejected.push(*attempt);
+                    restored.committed.retain(|c| c.attempt != *attempt);
+                    restored.head = restored.committed.last().map(|c| Head {
+                        key: c.key.clone(),
+                        name: c.name,
+                    });
+                }
                 Record::RunFinished { name } => restored.finished = Some(*name),
                 Record::Resumed { generation, .. } => restored.floor = *generation,
                 Record::Quarantined { .. } | Record::RunCreated { .. } => {}

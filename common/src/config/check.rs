@@ -109,11 +109,11 @@ pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
             "1 to 100 letters, digits, `-`, `_` or `.`",
         );
     }
-    if job.model.name.is_empty() && job.model.config.is_none() {
+    if job.model.name.is_empty() && job.model.config.is_none() && job.model.pretrained.is_none() {
         return refuse(
             "model.name",
             "empty".into(),
-            "the name of a built-in model, or `model.config` with a path",
+            "the name of a built-in model, `model.config` with a path, or `model.pretrained` with a folder",
         );
     }
     if job.data.sources.is_empty() {

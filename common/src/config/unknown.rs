@@ -22,7 +22,15 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ),
     (
         "model",
-        &["name", "config", "image_mean", "image_std", "force_quick_gelu"],
+        &[
+            "name",
+            "config",
+            "image_mean",
+            "image_std",
+            "force_quick_gelu",
+            "pretrained",
+            "pretrained_digest",
+        ],
     ),
     (
         "data",
@@ -80,7 +88,10 @@ const SECTIONS: &[(&str, &[&str])] = &[
         ],
     ),
     ("workers", &["min", "target", "max"]),
-    ("checkpoint", &["every_samples", "keep_last"]),
+    (
+        "checkpoint",
+        &["every_samples", "every_s", "keep_last", "keep_every_samples", "url"],
+    ),
     ("failure", &["failure_budget_ms", "worker_errors_max"]),
 ];
 

@@ -47,10 +47,21 @@ pub enum TrainerOrder {
         attempt: u64,
         /// Count of applied steps.
         at_step: u64,
-        /// Parts to copy.
+        /// Parts to copy and to upload.
         parts: Vec<u32>,
+        /// Parts to copy for the case that their owner is lost.
+        spare: Vec<u32>,
         /// Parts in all.
         parts_total: u32,
+        /// Steps of the parent, which the log begins behind.
+        since: u64,
+    },
+    /// Upload copies whose owner is lost.
+    UploadSpare {
+        /// The attempt.
+        attempt: u64,
+        /// Parts.
+        parts: Vec<u32>,
     },
     /// Fetch the first rows of these lanes for step `from_step`, beside whatever is done now; answer with
     /// [`FromWorker::Primed`] passed on.

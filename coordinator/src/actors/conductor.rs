@@ -222,7 +222,9 @@ impl State {
                 let reply_to = myself.clone();
                 tell(&self.args.artefacts, artefacts::Msg::Write { manifest, reply_to });
             }
-            Command::CollectGarbage { attempts } => tell(&self.args.artefacts, artefacts::Msg::Collect { attempts }),
+            Command::CollectGarbage { attempts, keep_logs } => {
+                tell(&self.args.artefacts, artefacts::Msg::Collect { attempts, keep_logs });
+            }
             Command::Announce { event } => tell(&self.args.journal, event),
             Command::End { outcome } => {
                 self.outcome = Some(outcome);

@@ -11,9 +11,9 @@ use crate::store::MetaStore;
 use argosy_common::conductor::Conductor;
 use argosy_common::events::{Manifest, Outcome, RunEvent};
 use argosy_common::shape::RunShape;
+use object_store::ObjectStore;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -37,7 +37,7 @@ pub(crate) struct Args {
     pub(crate) brain: Conductor,
     pub(crate) store: Arc<dyn MetaStore>,
     pub(crate) journal: journal::Args,
-    pub(crate) checkpoints: PathBuf,
+    pub(crate) checkpoints: Arc<dyn ObjectStore>,
     pub(crate) endpoint: String,
     pub(crate) spawner: Arc<dyn Spawner>,
     pub(crate) guests: Arc<Guests>,
@@ -47,6 +47,8 @@ pub(crate) struct Args {
     pub(crate) started: RunEvent,
     /// Deleted before anything else: attempts of a coordinator that died.
     pub(crate) garbage: Vec<u64>,
+    /// Committed attempts that need not stay; the logs in them do.
+    pub(crate) expired: Vec<u64>,
     /// Gets the conductor.
     pub(crate) ready: oneshot::Sender<ActorRef<conductor::Msg>>,
     /// Gets the result, once.
@@ -71,7 +73,9 @@ impl Actor for Root {
         let (store, store_task) = Actor::spawn_linked(None, Store, args.store, me.clone()).await?;
         let (artefacts, artefacts_task) = Actor::spawn_linked(None, Artefacts, args.checkpoints, me.clone()).await?;
         journal.cast(args.started)?;
-        artefacts.cast(artefacts::Msg::Collect { attempts: args.garbage })?;
+        for (attempts, keep_logs) in [(args.garbage, false), (args.expired, true)] {
+            artefacts.cast(artefacts::Msg::Collect { attempts, keep_logs })?;
+        }
         let shell = conductor::Args {
             brain: args.brain,
             began: Instant::now(),

@@ -7,6 +7,7 @@ use argosy_common::ids::{StateName, WorkerId};
 use argosy_common::plan::Plan;
 use argosy_common::shape::{RunShape, SourceShape};
 use argosy_coordinator::{CoordinatorError, CoordinatorHandle, CoordinatorOptions, Outcome, Spawner, handle, run};
+use object_store::local::LocalFileSystem;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -31,7 +32,14 @@ pub(crate) fn options(run_dir: &Path, workers: u32, checkpoint_steps: u64) -> Co
          [checkpoint]\nevery_samples = {}\n",
         checkpoint_steps * 8
     );
+    let checkpoints = run_dir.join("checkpoints");
+    std::fs::create_dir_all(&checkpoints).unwrap();
     CoordinatorOptions {
+        checkpoints: Arc::new(
+            LocalFileSystem::new_with_prefix(&checkpoints)
+                .unwrap()
+                .with_automatic_cleanup(true),
+        ),
         run: "story-1".into(),
         run_dir: run_dir.into(),
         job: Job::from_toml("story.toml", &job).unwrap(),

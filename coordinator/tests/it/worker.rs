@@ -1,10 +1,12 @@
 //! A worker without numbers: the real session and the real follower round a trainer that counts steps.
 
 use crate::story::{TOKEN, World};
-use argosy_common::events::{FromWorker, PartInfo, StepReport, ToWorker};
+use argosy_common::events::{FromWorker, PartFailure, PartInfo, StepReport, ToWorker};
 use argosy_common::follower::{Command, Event, Follower, TrainerOrder};
+use argosy_common::hash::digest64;
 use argosy_common::ids::{Generation, StateName, WorkerId};
 use argosy_common::plan::Plan;
+use argosy_common::steplog::StepRecord;
 use argosy_coordinator::attempt_prefix;
 use argosy_rpc::{Hello, RpcError, Session, connect};
 use std::path::PathBuf;
@@ -38,6 +40,7 @@ pub(crate) async fn live(world: World, worker: WorkerId, endpoint: String) {
             running: false,
             stop_after: None,
             checkpoint: None,
+            refused: None,
             copied: 0,
             primed: None,
         },
@@ -98,6 +101,8 @@ struct Checkpoint {
     attempt: u64,
     at_step: u64,
     parts: Vec<u32>,
+    parts_total: u32,
+    since: u64,
 }
 
 struct Trainer {
@@ -110,6 +115,8 @@ struct Trainer {
     running: bool,
     stop_after: Option<u64>,
     checkpoint: Option<Checkpoint>,
+    /// An answer to an order that cannot be carried out.
+    refused: Option<FromWorker>,
     /// Step of the last checkpoint copied; nobody holds for it again.
     copied: u64,
     /// Said next: there is nothing to fetch here.
@@ -135,12 +142,24 @@ impl Trainer {
                 attempt,
                 at_step,
                 parts,
+                parts_total,
+                since,
                 ..
             } => {
                 self.checkpoint = Some(Checkpoint {
                     attempt,
                     at_step,
                     parts,
+                    parts_total,
+                    since,
+                });
+            }
+            // Who held a part is gone with it in these stories: nobody keeps copies.
+            TrainerOrder::UploadSpare { attempt, .. } => {
+                self.refused = Some(FromWorker::PartFailed {
+                    attempt,
+                    failure: PartFailure::Store,
+                    reason: "no copy".into(),
                 });
             }
             TrainerOrder::Prime { generation, lanes, .. } => {
@@ -159,7 +178,7 @@ impl Trainer {
         if let Some(word) = self.primed.take() {
             return Some(Event::Passed(word));
         }
-        if let Some(word) = self.copy_part() {
+        if let Some(word) = self.refused.take().or_else(|| self.copy_part()) {
             return Some(Event::Passed(word));
         }
         let (plan, formed) = self.plan.as_mut()?;
@@ -211,7 +230,11 @@ impl Trainer {
         if checkpoint.at_step < self.name.step {
             self.checkpoint = None;
             let reason = "the boundary has passed".into();
-            return Some(FromWorker::PartFailed { attempt, reason });
+            return Some(FromWorker::PartFailed {
+                attempt,
+                failure: PartFailure::Late,
+                reason,
+            });
         }
         let Some(index) = checkpoint.parts.pop() else {
             self.copied = checkpoint.at_step;
@@ -219,16 +242,37 @@ impl Trainer {
             return None;
         };
         let key = format!("{}part-{index:05}", attempt_prefix(attempt));
+        let bytes = match index + 1 == checkpoint.parts_total {
+            true => log(checkpoint.since, self.name),
+            false => self.name.to_string(),
+        };
         let path = self.checkpoints.join(&key);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, self.name.to_string()).unwrap();
+        std::fs::write(&path, &bytes).unwrap();
         let part = PartInfo {
             index,
             key,
-            bytes: self.name.to_string().len() as u64,
-            checksum: 0,
+            bytes: bytes.len() as u64,
+            checksum: digest64(bytes.as_bytes()),
         };
         let name = self.name;
         Some(FromWorker::PartUploaded { attempt, part, name })
     }
+}
+
+/// Lines of the steps behind `since` up to `name`.
+fn log(since: u64, name: StateName) -> String {
+    let line = |step| {
+        let record = StepRecord::Applied {
+            name: StateName { step, ..name },
+            plan_hash: 0,
+            lanes: Vec::new(),
+            valid: 8,
+            masked: Vec::new(),
+            skipped: None,
+            loss: Some(1.0),
+        };
+        serde_json::to_string(&record).unwrap() + "\n"
+    };
+    (since + 1..=name.step).map(line).collect()
 }

@@ -26,6 +26,27 @@ pub(crate) enum Command {
     /// Evaluate a checkpoint
     #[command(subcommand)]
     Eval(EvalCommand),
+    /// List a run's checkpoints
+    Checkpoints(CheckpointsArgs),
+    /// Write a checkpoint in OpenCLIP's hub layout: CHECKPOINT -o DIR
+    ///
+    /// CHECKPOINT is a run folder, a manifest.json by path or URL, or a folder in that layout. Options: --weights trained|ema,
+    /// --results FILE (lines of JSON for the model card), --format table|json.
+    Export {
+        /// Passed on to `argosy-worker export`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        args: Vec<std::ffi::OsString>,
+    },
+    /// Features of pictures and captions: --checkpoint C -o FILE and --data SHARDS, --texts FILE or --tensors FILE
+    ///
+    /// FILE.safetensors gets `image_features` and `text_features`, normalised; FILE.npy becomes one file each. --tensors takes
+    /// a safetensors file with ready `images` (f32) and `texts` (i64). Options: --weights trained|ema, --batch, --threads,
+    /// --image-key, --text-key, --max-image-pixels, --format table|json.
+    Embed {
+        /// Passed on to `argosy-worker embed`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        args: Vec<std::ffi::OsString>,
+    },
     /// Compare numbers with OpenCLIP's, from a folder made by tests/peers/dump.py
     Parity(ParityArgs),
     /// Check that a run trained every position exactly once
@@ -71,9 +92,14 @@ pub(crate) struct RunArgs {
     /// Folder of the run [default: runs/NAME]
     #[arg(long, value_name = "DIR")]
     pub(crate) run: Option<PathBuf>,
-    /// Go on with the run in that folder
+    /// Go on with the run in that folder, at the exact position, with any number of workers. `workers`, `checkpoint` (but
+    /// its url), `failure`, `train.threads`, `train.micro_batch` and `data.index` may differ from what it began with
     #[arg(long)]
     pub(crate) resume: bool,
+    /// Start from the weights in this folder (open_clip_config.json and open_clip_model.safetensors), as `argosy export`
+    /// and model hubs lay them out
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pretrained: Option<PathBuf>,
     /// Set a key of the job, as in `--set train.epochs=3`
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,
@@ -221,6 +247,14 @@ pub(crate) struct SimArgs {
     /// Faults of the world instead of those of its seed, as a failure prints them
     #[arg(long, value_name = "KIND@MS:WHO:FOR_MS", conflicts_with = "workers")]
     pub(crate) fault: Vec<argosy_sim::Fault>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckpointsArgs {
+    /// Folder of the run
+    pub(crate) run: PathBuf,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

@@ -22,7 +22,9 @@ pub(crate) fn run(args: &AuditArgs) -> Outcome<Exit> {
         return Err(Failure::new(Exit::Conflict, message).help("put the old index back; the audit needs it"));
     }
     let records = records(&args.run, &facts)?;
-    let logs = logs(&args.run.join("steps"))?;
+    let mut logs = logs(&args.run.join("steps"))?;
+    // Who holds a state holds its history: what the workers' own logs lack, perhaps left on another machine, lies there.
+    logs.extend(crate::checkpoints::history(&args.run, &facts, &records)?);
     let shape = RunShape {
         seed: facts.seed,
         sources: index.to_shape(),

@@ -4,6 +4,7 @@
 
 mod args;
 mod audit;
+mod checkpoints;
 mod crash;
 mod data;
 mod doctor;
@@ -50,6 +51,9 @@ fn dispatch(command: Command) -> Outcome<Exit> {
         Command::Index(args) => index::run(&args),
         Command::Data(DataCommand::Check(args)) => data::check(&args),
         Command::Eval(EvalCommand::ZeroShot { args }) => worker::pass_on("eval-zero-shot", &args),
+        Command::Checkpoints(args) => checkpoints::run(&args),
+        Command::Export { args } => worker::pass_on("export", &args),
+        Command::Embed { args } => worker::pass_on("embed", &args),
         Command::Parity(args) => worker::parity(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Sim(args) => sim::run(&args),

@@ -14,6 +14,13 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
+/// What to do next: for people at a terminal, not for a pipe.
+pub(crate) fn hint(line: &str) {
+    if std::io::stdout().is_terminal() {
+        say(line);
+    }
+}
+
 /// `text` in colour where stderr is a terminal that wants it (<https://no-color.org>).
 pub(crate) fn style(text: &str, code: &str) -> String {
     let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())

@@ -10,7 +10,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use place::is_url;
+pub(crate) use place::{is_url, open_at};
 pub use policy::RetryPolicy;
 
 use crate::error::DataError;

@@ -79,16 +79,32 @@ pub(super) fn place(location: &str) -> Result<Place, DataError> {
     Ok(Place { root, key })
 }
 
-/// The client of a root.
+/// The client of a root, for reading shards.
 pub(super) fn open(root: &str) -> Result<Arc<dyn ObjectStore>, DataError> {
-    // Only the first choice of a process counts, and every one of ours is this one.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     // Retrying is ours: it knows the failed byte, the budget and the clock of the tests.
     let retry = RetryConfig {
         max_retries: 0,
         retry_timeout: Duration::from_secs(60),
         ..RetryConfig::default()
     };
+    open_with(root, retry)
+}
+
+/// The client and the key of a URL, for checkpoints: whole objects, for which the client's own retries do, within a time
+/// after which another attempt is the better one.
+pub(crate) fn open_at(location: &str) -> Result<(Arc<dyn ObjectStore>, Key), DataError> {
+    let place = place(location)?;
+    let retry = RetryConfig {
+        max_retries: 4,
+        retry_timeout: Duration::from_secs(30),
+        ..RetryConfig::default()
+    };
+    Ok((open_with(&place.root, retry)?, place.key))
+}
+
+fn open_with(root: &str, retry: RetryConfig) -> Result<Arc<dyn ObjectStore>, DataError> {
+    // Only the first choice of a process counts, and every one of ours is this one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = ClientConfigKey::Timeout;
     let opened: object_store::Result<Arc<dyn ObjectStore>> = match root.split("://").next().unwrap_or_default() {
         "" => Ok(Arc::new(LocalFileSystem::new())),

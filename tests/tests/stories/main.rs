@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used, reason = "a helper of tests fails the test that called it")]
 
 mod harness;
+mod leave;
 mod shards;
 
 use argosy_common::events::RunEvent;

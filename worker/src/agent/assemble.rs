@@ -1,6 +1,8 @@
 //! From the coordinator's welcome to a warm trainer.
 
+use crate::checkpoint::PartStore;
 use crate::engine::{TorchEngine, TorchOptions};
+use crate::hub;
 use crate::optim::{DecayRule, LayerDecay};
 use crate::trainer::failpoint::FAILPOINT_VARIABLE;
 use crate::trainer::{Aborts, Emit, Failpoint, Setup, Trainer};
@@ -54,14 +56,25 @@ pub(super) fn trainer(
     let loader = Loader::new(Arc::new(index), loader_config).map_err(data_error)?;
     let threads = welcome.torch_threads as usize;
     let options = torch_options(job, threads).map_err(|message| (Exit::BadConfig, message))?;
+    let pretrained = job.model.pretrained.as_ref().map(|folder| {
+        let folder = Path::new(&welcome.job_dir).join(folder);
+        (folder, job.model.pretrained_digest.clone())
+    });
     let setup = Setup {
         run: welcome.run.clone(),
         worker,
         run_dir: welcome.run_dir.clone().into(),
+        checkpoints: checkpoints(welcome)?,
         run_secret: welcome.run_secret.clone(),
         train: job.train.clone(),
         shape,
-        make_engine: Box::new(move || TorchEngine::new(&model, &preprocess, options)),
+        make_engine: Box::new(move || {
+            let mut engine = TorchEngine::new(&model, &preprocess, options)?;
+            if let Some((folder, digest)) = &pretrained {
+                hub::load_weights(&mut engine, folder, digest.as_deref())?;
+            }
+            Ok(engine)
+        }),
         aborts,
         failpoint: Arc::new(failpoint(worker, Path::new(&welcome.run_dir))?),
         emit,
@@ -91,6 +104,12 @@ fn torch_options(job: &config::Job, threads: usize) -> Result<TorchOptions, Stri
         device: device::choose(&train.device)?,
         ..TorchOptions::default()
     })
+}
+
+/// Where the run's checkpoints lie: the job says, or the run folder has them.
+fn checkpoints(welcome: &Welcome) -> Result<PartStore, (Exit, String)> {
+    let location = welcome.job.checkpoint.location(&welcome.run_dir, &welcome.run);
+    PartStore::open(&location).map_err(|e| (Exit::Unavailable, format!("checkpoints at {location}: {e}")))
 }
 
 fn failpoint(worker: WorkerId, run_dir: &Path) -> Result<Failpoint, (Exit, String)> {

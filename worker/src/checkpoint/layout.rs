@@ -1,27 +1,27 @@
-//! Which element of a state lies in which part, and under which name.
+//! Which bytes of a state lie in which part, and under which name (rule K1).
 //!
-//! The flat order is all parameters, then `exp_avg`, then `exp_avg_sq`, then the weights' moving average where one is kept,
-//! each in the order of the tensor table. A tensor that
-//! lies in one part as a whole has its own name and shape; a piece of it is called `tensor[a:b]`, elements `a..b` of its
-//! row-major values. The count of applied updates stands in the last part.
+//! A part is 64 MiB of the exported state, wherever that cuts it, but never within a row: a cut inside a row moves to the
+//! row's end. A tensor that lies in one part as a whole has its own name; rows `a..b` of it are called `tensor[a:b]`. All of
+//! this follows from the table of the state alone, so it is the same at any world size. Behind the state's parts stands one
+//! more, the log of the steps since the parent (rule AU1).
 
 use super::CheckpointError;
-use crate::engine::TensorSpec;
+use crate::engine::StateTensor;
+use crate::engine::state::StateKind;
 use argosy_common::ids::StateName;
-use safetensors::tensor::TensorView;
+use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 /// Version of a part's format.
-pub const FORMAT_VERSION: u32 = 1;
-/// Elements of a part: 64 MiB of f32.
-pub const PART_ELEMENTS: usize = 16 << 20;
+pub const FORMAT_VERSION: u32 = 2;
+/// Bytes of the state in one part, before it is rounded up to whole rows.
+pub const PART_BYTES: usize = 64 << 20;
+/// Largest header of a part: far above what names and shapes of one part take.
+pub(super) const HEADER_BYTES_MAX: u64 = 16 << 20;
 /// Key of the part's own description in its metadata.
 const METADATA_KEY: &str = "argosy";
-/// Name of the count of applied updates.
-const APPLIED_STEPS: &str = "applied_steps";
-const PREFIXES: [&str; 4] = ["", "exp_avg.", "exp_avg_sq.", "ema."];
 
 /// What a part says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -31,297 +31,381 @@ pub(super) struct PartLabel {
     pub(super) name: StateName,
     pub(super) part: u32,
     pub(super) parts_total: u32,
-    /// Arrays of the state, each as long as the parameters.
-    #[serde(default = "arrays_without_average")]
-    pub(super) arrays: usize,
 }
 
-fn arrays_without_average() -> usize {
-    3
-}
-
-/// Parts of a state of `arrays` arrays of `parameters` elements.
+/// Parts of a checkpoint of a state of `state_bytes` bytes: those of the state, and the log.
 #[must_use]
-pub fn parts_total(parameters: usize, arrays: usize) -> u32 {
-    parts_total_of(parameters, arrays, PART_ELEMENTS)
+pub fn parts_total(state_bytes: usize) -> u32 {
+    state_parts(state_bytes, PART_BYTES) + 1
 }
 
-pub(super) fn parts_total_of(parameters: usize, arrays: usize, part_elements: usize) -> u32 {
-    (arrays * parameters).div_ceil(part_elements).max(1) as u32
+/// Parts that hold the state.
+#[must_use]
+fn state_parts(state_bytes: usize, part_bytes: usize) -> u32 {
+    state_bytes.div_ceil(part_bytes).max(1) as u32
 }
 
-/// Bytes of such a state: its arrays and the count of updates.
-pub(super) fn state_bytes(parameters: usize, arrays: usize) -> usize {
-    4 * arrays * parameters + 8
+/// The parts of a state.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    table: Vec<StateTensor>,
+    part_bytes: usize,
+    state_bytes: usize,
 }
 
-/// Arrays of a state of so many bytes; none when it is no state of this model.
-fn arrays_of(parameters: usize, bytes: usize) -> Option<usize> {
-    (3..=PREFIXES.len()).find(|arrays| state_bytes(parameters, *arrays) == bytes)
-}
-
-/// A run of elements of one tensor.
+/// Rows of one tensor.
 #[derive(Debug, PartialEq, Eq)]
 struct Piece {
     name: String,
+    kind: StateKind,
     shape: Vec<usize>,
-    /// Place in the flat order of the state.
+    /// Bytes in the exported state.
     at: Range<usize>,
 }
 
-/// The pieces of one part, in flat order.
-fn pieces(table: &[TensorSpec], parameters: usize, part: Range<usize>) -> Vec<Piece> {
-    let mut out = Vec::new();
-    for (array, prefix) in PREFIXES.iter().enumerate() {
-        for spec in table {
-            let start = array * parameters + spec.offset;
-            let (from, to) = (part.start.max(start), part.end.min(start + spec.len));
+impl Layout {
+    /// The parts of a state with these tensors.
+    #[must_use]
+    pub fn new(table: Vec<StateTensor>) -> Self {
+        Self::with_part_bytes(table, PART_BYTES)
+    }
+
+    pub(super) fn with_part_bytes(table: Vec<StateTensor>, part_bytes: usize) -> Self {
+        debug_assert!(table.windows(2).all(|w| w[0].at.end == w[1].at.start), "no gaps");
+        let state_bytes = table.last().map_or(0, |t| t.at.end);
+        Self {
+            table,
+            part_bytes,
+            state_bytes,
+        }
+    }
+
+    /// Bytes of the whole state.
+    #[must_use]
+    pub fn state_bytes(&self) -> usize {
+        self.state_bytes
+    }
+
+    /// Parts that hold the state.
+    #[must_use]
+    pub fn state_parts(&self) -> u32 {
+        state_parts(self.state_bytes, self.part_bytes)
+    }
+
+    /// Bytes of the state in part `part`; empty where one row fills several parts.
+    #[must_use]
+    pub fn range(&self, part: u32) -> Range<usize> {
+        self.cut(part as usize)..self.cut(part as usize + 1)
+    }
+
+    /// Where part `part` begins: at its share of the bytes, or at the end of the row that lies across.
+    fn cut(&self, part: usize) -> usize {
+        let at = part.saturating_mul(self.part_bytes);
+        let inside = self.table.iter().find(|t| t.at.start < at && at < t.at.end);
+        match inside {
+            Some(tensor) => {
+                let row = tensor.at.len() / tensor.shape.first().copied().unwrap_or(1).max(1);
+                tensor.at.start + (at - tensor.at.start).next_multiple_of(row.max(1))
+            }
+            None => at.min(self.state_bytes),
+        }
+    }
+
+    /// The pieces of one part, in order.
+    fn pieces(&self, part: u32) -> Vec<Piece> {
+        let range = self.range(part);
+        let mut out = Vec::new();
+        for tensor in &self.table {
+            let (from, to) = (range.start.max(tensor.at.start), range.end.min(tensor.at.end));
             if from >= to {
                 continue;
             }
-            let whole = to - from == spec.len;
-            let name = match whole {
-                true => format!("{prefix}{}", spec.name),
-                false => format!("{prefix}{}[{}:{}]", spec.name, from - start, to - start),
-            };
-            let shape = match whole {
-                true => spec.shape.iter().map(|d| *d as usize).collect(),
-                false => vec![to - from],
-            };
-            out.push(Piece {
-                name,
-                shape,
+            let mut piece = Piece {
+                name: tensor.name.clone(),
+                kind: tensor.kind,
+                shape: tensor.shape.clone(),
                 at: from..to,
-            });
+            };
+            if piece.at != tensor.at {
+                let row = tensor.at.len() / tensor.shape[0];
+                let rows = (from - tensor.at.start) / row..(to - tensor.at.start) / row;
+                piece.name = format!("{}[{}:{}]", tensor.name, rows.start, rows.end);
+                piece.shape[0] = rows.len();
+            }
+            out.push(piece);
         }
+        out
     }
-    out
-}
 
-fn part_range(part: u32, elements: usize, part_elements: usize) -> Range<usize> {
-    let start = part as usize * part_elements;
-    start..(start + part_elements).min(elements)
-}
+    /// What stands before the bytes of part `part` in its safetensors file: the length of the header, and the header.
+    ///
+    /// # Errors
+    /// When the header cannot be written.
+    pub fn header(&self, run: &str, name: StateName, part: u32) -> Result<Vec<u8>, CheckpointError> {
+        let wrong = |why: String| CheckpointError::part(part, "to be written", why);
+        let label = PartLabel {
+            version: FORMAT_VERSION,
+            run: run.into(),
+            name,
+            part,
+            parts_total: self.state_parts() + 1,
+        };
+        let label = serde_json::to_string(&label).map_err(|e| wrong(e.to_string()))?;
+        let start = self.range(part).start;
+        let info = |piece: Piece| {
+            let dtype = dtype(piece.kind);
+            let data_offsets = (piece.at.start - start, piece.at.end - start);
+            let (shape, name) = (piece.shape, piece.name);
+            let info = TensorInfo {
+                dtype,
+                shape,
+                data_offsets,
+            };
+            (name, info)
+        };
+        let tensors = self.pieces(part).into_iter().map(info).collect();
+        let metadata = Metadata::new(Some(HashMap::from([(METADATA_KEY.to_owned(), label)])), tensors);
+        let metadata = metadata.map_err(|e| wrong(e.to_string()))?;
+        let mut json = serde_json::to_vec(&metadata).map_err(|e| wrong(e.to_string()))?;
+        // Values begin at a multiple of eight, as readers that map the file expect.
+        json.resize(json.len().next_multiple_of(8), b' ');
+        let mut header = (json.len() as u64).to_le_bytes().to_vec();
+        header.append(&mut json);
+        Ok(header)
+    }
 
-fn parameters_of(table: &[TensorSpec]) -> usize {
-    table.iter().map(|s| s.len).sum()
-}
-
-/// Part `part` of `state` (as [`crate::engine::Engine::export_state`] gives it) as a safetensors file.
-///
-/// # Errors
-/// When there is no such part.
-pub fn encode_part(
-    run: &str,
-    name: StateName,
-    part: u32,
-    state: &[u8],
-    table: &[TensorSpec],
-) -> Result<Vec<u8>, CheckpointError> {
-    encode_part_of(run, name, part, state, table, PART_ELEMENTS)
-}
-
-pub(super) fn encode_part_of(
-    run: &str,
-    name: StateName,
-    part: u32,
-    state: &[u8],
-    table: &[TensorSpec],
-    part_elements: usize,
-) -> Result<Vec<u8>, CheckpointError> {
-    let wrong = |why: String| CheckpointError::Part {
-        index: part,
-        key: "to be written".into(),
-        why,
-    };
-    let parameters = parameters_of(table);
-    let arrays = arrays_of(parameters, state.len()).ok_or_else(|| {
-        let len = state.len();
-        wrong(format!("{len} bytes are no state of {parameters} parameters"))
-    })?;
-    let total = parts_total_of(parameters, arrays, part_elements);
-    if part >= total {
-        return Err(wrong(format!("this state has {total} parts")));
-    }
-    let elements = arrays * parameters;
-    let mut views = Vec::new();
-    let pieces = pieces(table, parameters, part_range(part, elements, part_elements));
-    for piece in &pieces {
-        let data = &state[4 * piece.at.start..4 * piece.at.end];
-        let view = TensorView::new(Dtype::F32, piece.shape.clone(), data).map_err(|e| wrong(e.to_string()))?;
-        views.push((piece.name.as_str(), view));
-    }
-    if part + 1 == total {
-        let count = TensorView::new(Dtype::U64, vec![1], &state[4 * elements..]).map_err(|e| wrong(e.to_string()))?;
-        views.push((APPLIED_STEPS, count));
-    }
-    let label = PartLabel {
-        version: FORMAT_VERSION,
-        run: run.into(),
-        name,
-        part,
-        parts_total: total,
-        arrays,
-    };
-    let label = serde_json::to_string(&label).map_err(|e| wrong(e.to_string()))?;
-    let metadata = HashMap::from([(METADATA_KEY.to_owned(), label)]);
-    safetensors::serialize(views, Some(metadata)).map_err(|e| wrong(e.to_string()))
-}
-
-/// What a part's file says of itself, or why it cannot be told.
-pub(super) fn read_label(file: &[u8]) -> Result<PartLabel, String> {
-    let (_, header) = SafeTensors::read_metadata(file).map_err(|e| format!("not a safetensors file: {e}"))?;
-    let label = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
-    let label = label.ok_or("it carries no label of Argosy's")?;
-    let label: PartLabel = serde_json::from_str(label).map_err(|e| format!("its label: {e}"))?;
-    if label.version != FORMAT_VERSION {
-        return Err(format!(
-            "it has format version {}, this Argosy reads {FORMAT_VERSION}",
-            label.version
-        ));
-    }
-    if !(3..=PREFIXES.len()).contains(&label.arrays) {
-        return Err(format!("it says its state has {} arrays", label.arrays));
-    }
-    Ok(label)
-}
-
-/// Reads a part's file into its place in `state`. `key` names it in errors.
-pub(super) fn decode_part_of(
-    key: &str,
-    name: StateName,
-    part: u32,
-    file: &[u8],
-    table: &[TensorSpec],
-    state: &mut [u8],
-    part_elements: usize,
-) -> Result<(), CheckpointError> {
-    let wrong = |why: String| CheckpointError::Part {
-        index: part,
-        key: key.into(),
-        why,
-    };
-    let parameters = parameters_of(table);
-    let label = read_label(file).map_err(wrong)?;
-    let (total, elements) = (
-        parts_total_of(parameters, label.arrays, part_elements),
-        label.arrays * parameters,
-    );
-    if state.len() != 4 * elements + 8 {
-        let arrays = label.arrays;
-        return Err(wrong(format!(
-            "its state has {arrays} arrays, the manifest's other parts do not"
-        )));
-    }
-    if (label.part, label.parts_total, label.name) != (part, total, name) {
-        return Err(wrong(format!(
-            "it says it is part {} of {} of {}; part {part} of {total} of {name} is expected",
-            label.part, label.parts_total, label.name
-        )));
-    }
-    let tensors = SafeTensors::deserialize(file).map_err(|e| wrong(e.to_string()))?;
-    let pieces = pieces(table, parameters, part_range(part, elements, part_elements));
-    let expected = pieces.len() + usize::from(part + 1 == total);
-    if tensors.len() != expected {
-        return Err(wrong(format!(
-            "it holds {} tensors, the model has {expected} there",
-            tensors.len()
-        )));
-    }
-    for piece in pieces {
-        let tensor = tensors
-            .tensor(&piece.name)
-            .map_err(|_| wrong(format!("tensor `{}` is missing", piece.name)))?;
-        if tensor.dtype() != Dtype::F32 || tensor.shape() != piece.shape {
-            let (dtype, shape) = (tensor.dtype(), tensor.shape());
+    /// Reads a part's file into its place in `state`. `key` names it in errors.
+    ///
+    /// # Errors
+    /// When it is not the part `part` of state `name` of this model.
+    pub fn decode(
+        &self,
+        key: &str,
+        name: StateName,
+        part: u32,
+        file: &[u8],
+        state: &mut [u8],
+    ) -> Result<(), CheckpointError> {
+        let wrong = |why: String| CheckpointError::part(part, key, why);
+        let (_, header) =
+            SafeTensors::read_metadata(file).map_err(|e| wrong(format!("not a safetensors file: {e}")))?;
+        let label = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
+        let label = label.ok_or_else(|| wrong("it carries no label of Argosy's".into()))?;
+        let label: PartLabel = serde_json::from_str(label).map_err(|e| wrong(format!("its label: {e}")))?;
+        if label.version != FORMAT_VERSION {
             let why = format!(
-                "tensor `{}` is {dtype:?} {shape:?}, the model needs F32 {:?}",
-                piece.name, piece.shape
+                "it has format version {}, this Argosy reads {FORMAT_VERSION}",
+                label.version
             );
             return Err(wrong(why));
         }
-        state[4 * piece.at.start..4 * piece.at.end].copy_from_slice(tensor.data());
-    }
-    if part + 1 == total {
-        let count = tensors
-            .tensor(APPLIED_STEPS)
-            .map_err(|_| wrong(format!("tensor `{APPLIED_STEPS}` is missing")))?;
-        if count.data().len() != 8 {
-            return Err(wrong(format!("tensor `{APPLIED_STEPS}` is not one number of 64 bits")));
+        let total = self.state_parts() + 1;
+        if (label.part, label.parts_total, label.name) != (part, total, name) {
+            return Err(wrong(format!(
+                "it says it is part {} of {} of {}; part {part} of {total} of {name} is expected",
+                label.part, label.parts_total, label.name
+            )));
         }
-        state[4 * elements..].copy_from_slice(count.data());
+        let tensors = SafeTensors::deserialize(file).map_err(|e| wrong(e.to_string()))?;
+        let pieces = self.pieces(part);
+        if tensors.len() != pieces.len() {
+            return Err(wrong(format!(
+                "it holds {} tensors, the model has {} there",
+                tensors.len(),
+                pieces.len()
+            )));
+        }
+        for piece in pieces {
+            let tensor = tensors
+                .tensor(&piece.name)
+                .map_err(|_| wrong(format!("tensor `{}` is missing", piece.name)))?;
+            if tensor.dtype() != dtype(piece.kind) || tensor.shape() != piece.shape {
+                return Err(wrong(format!(
+                    "tensor `{}` is {:?} {:?}, the model needs {:?} {:?}",
+                    piece.name,
+                    tensor.dtype(),
+                    tensor.shape(),
+                    dtype(piece.kind),
+                    piece.shape
+                )));
+            }
+            state[piece.at].copy_from_slice(tensor.data());
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+fn dtype(kind: StateKind) -> Dtype {
+    match kind {
+        StateKind::F32 => Dtype::F32,
+        StateKind::U64 => Dtype::U64,
+    }
+}
+
+/// Tensor and first row of a name in a part: `visual.proj[3:7]` is rows of `visual.proj` from 3 on.
+pub(super) fn parse_piece(name: &str) -> (&str, usize) {
+    let rows = name.strip_suffix(']').and_then(|n| n.rsplit_once('['));
+    match rows.and_then(|(tensor, rows)| Some((tensor, rows.split_once(':')?.0.parse().ok()?))) {
+        Some((tensor, first)) => (tensor, first),
+        None => (name, 0),
+    }
+}
+
+/// The table of a state as its parts describe it, for programs that do not know the engine that wrote them: pieces are put
+/// together by name, in the order of the parts.
+pub(super) fn table_of_parts<'a>(pieces: impl Iterator<Item = (&'a str, Dtype, &'a [usize])>) -> Vec<StateTensor> {
+    let mut order: Vec<StateTensor> = Vec::new();
+    let mut known: BTreeMap<String, usize> = BTreeMap::new();
+    for (name, dtype, shape) in pieces {
+        let kind = if dtype == Dtype::U64 {
+            StateKind::U64
+        } else {
+            StateKind::F32
+        };
+        let (tensor, first) = parse_piece(name);
+        match known.get(tensor) {
+            Some(at) if first > 0 => order[*at].shape[0] += shape.first().copied().unwrap_or(1),
+            _ => {
+                known.insert(tensor.to_owned(), order.len());
+                order.push(StateTensor {
+                    name: tensor.to_owned(),
+                    shape: shape.to_vec(),
+                    kind,
+                    at: 0..0,
+                });
+            }
+        }
+    }
+    let mut end = 0;
+    for tensor in &mut order {
+        let bytes = tensor.shape.iter().product::<usize>() * tensor.kind.bytes();
+        tensor.at = end..end + bytes;
+        end += bytes;
+    }
+    order
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::TensorSpec;
+    use crate::engine::state::state_table;
     use argosy_common::ids::Generation;
 
-    fn table() -> Vec<TensorSpec> {
+    fn specs() -> Vec<TensorSpec> {
         let spec = |name: &str, shape: &[i64], offset, len| TensorSpec {
             name: name.into(),
             shape: shape.to_vec(),
             offset,
             len,
         };
-        vec![spec("a", &[2, 3], 0, 6), spec("b", &[], 6, 1), spec("c", &[10], 7, 10)]
+        vec![spec("a", &[3, 2], 0, 6), spec("b", &[], 6, 1), spec("c", &[10], 7, 10)]
+    }
+
+    fn layout(part_bytes: usize) -> Layout {
+        let table = state_table(&specs(), &["", "exp_avg.", "exp_avg_sq.", "ema."]);
+        Layout::with_part_bytes(table, part_bytes)
+    }
+
+    fn file(layout: &Layout, part: u32, state: &[u8]) -> Vec<u8> {
+        let mut file = layout.header("r", NAME, part).unwrap();
+        file.extend_from_slice(&state[layout.range(part)]);
+        file
     }
 
     const NAME: StateName = StateName {
         step: 5,
         applied_gen: Generation(2),
     };
+    const BYTES: usize = 16 * 17 + 8;
+
+    fn state() -> Vec<u8> {
+        (0..BYTES).map(|i| (i * 31 % 251) as u8).collect()
+    }
 
     #[test]
     fn parts_of_any_size_put_the_state_together_again() {
-        let table = table();
-        for (arrays, part_elements) in [3, 4]
-            .into_iter()
-            .flat_map(|a| [1, 4, 7, 17, 50, 51, 1000].map(|n| (a, n)))
-        {
-            let state: Vec<u8> = (0..state_bytes(17, arrays)).map(|i| (i * 31 % 251) as u8).collect();
-            let total = parts_total_of(17, arrays, part_elements);
-            let mut back = vec![0; state.len()];
-            for part in 0..total {
-                let file = encode_part_of("r", NAME, part, &state, &table, part_elements).unwrap();
-                decode_part_of("k", NAME, part, &file, &table, &mut back, part_elements).unwrap();
+        for part_bytes in [1, 7, 8, 28, 60, 61, 200, 10_000] {
+            let layout = layout(part_bytes);
+            let mut back = vec![0; BYTES];
+            for part in 0..layout.state_parts() {
+                layout
+                    .decode("k", NAME, part, &file(&layout, part, &state()), &mut back)
+                    .unwrap();
             }
-            assert_eq!(back, state, "{arrays} arrays in parts of {part_elements}");
+            assert_eq!(back, state(), "parts of {part_bytes}");
         }
     }
 
     #[test]
-    fn part_names_whole_tensors_plainly_and_pieces_by_their_elements() {
-        let names: Vec<String> = pieces(&table(), 17, 4..20).into_iter().map(|p| p.name).collect();
-        assert_eq!(names, ["a[4:6]", "b", "c", "exp_avg.a[0:3]"]);
+    fn part_names_whole_tensors_plainly_and_pieces_by_their_rows() {
+        // The cut at byte 20 lies inside row 2 of `a` and moves to its end; that at 60 lies inside `c`.
+        let names = |part: u32| -> Vec<String> { layout(20).pieces(part).into_iter().map(|p| p.name).collect() };
+        assert_eq!(names(0), ["a"]);
+        assert_eq!(names(1), ["b", "c[0:3]"]);
+        assert_eq!(names(3), ["c[8:10]", "exp_avg.a[0:2]"]);
+        assert_eq!(layout(20).pieces(3)[1].shape, [2, 2]);
+    }
+
+    #[test]
+    fn table_is_read_back_off_the_parts() {
+        for part_bytes in [8, 20, 61, 10_000] {
+            let layout = layout(part_bytes);
+            let pieces: Vec<Piece> = (0..layout.state_parts()).flat_map(|p| layout.pieces(p)).collect();
+            let named = pieces
+                .iter()
+                .map(|p| (p.name.as_str(), dtype(p.kind), p.shape.as_slice()));
+            assert_eq!(table_of_parts(named), layout.table, "parts of {part_bytes}");
+        }
     }
 
     #[test]
     fn part_of_another_state_index_or_model_is_refused_with_its_key() {
-        let table = table();
-        let state = vec![1; 12 * 17 + 8];
-        let file = encode_part_of("r", NAME, 0, &state, &table, 20).unwrap();
-        let mut back = vec![0; state.len()];
-        let mut refused = |name, part, table: &[TensorSpec], file: &[u8]| {
-            decode_part_of("7/part-00000.safetensors", name, part, file, table, &mut back, 20)
-                .unwrap_err()
-                .to_string()
+        let layout = layout(80);
+        let good = file(&layout, 0, &state());
+        let refused = |layout: &Layout, name, part, file: &[u8]| {
+            let mut back = vec![0; BYTES];
+            let error = layout.decode("7/part-00000.safetensors", name, part, file, &mut back);
+            error.unwrap_err().to_string()
         };
-        assert!(refused(StateName::INITIAL, 0, &table, &file).contains("step 5 of gen 2"));
-        assert!(refused(NAME, 1, &table, &file).contains("7/part-00000.safetensors"));
-        let mut other = table.clone();
-        other[1].name = "bb".into();
-        assert!(refused(NAME, 0, &other, &file).contains("`bb` is missing"));
-        assert!(refused(NAME, 0, &table, &file[..file.len() - 1]).contains("safetensors"));
+        assert!(refused(&layout, StateName::INITIAL, 0, &good).contains("step 5 of gen 2"));
+        assert!(refused(&layout, NAME, 1, &good).contains("7/part-00000.safetensors"));
+        let mut other = layout.clone();
+        other.table[1].name = "bb".into();
+        assert!(refused(&other, NAME, 0, &good).contains("`bb` is missing"));
+        assert!(refused(&layout, NAME, 0, &good[..good.len() - 1]).contains("safetensors"));
     }
 
     #[test]
-    fn parts_total_of_known_models_follows_from_their_parameters() {
-        assert_eq!(parts_total(1, 3), 1);
-        assert_eq!(parts_total(PART_ELEMENTS, 3), 3);
-        assert_eq!(parts_total(PART_ELEMENTS, 4), 4);
-        assert_eq!(parts_total(151_277_313, 3), 28);
+    fn doctored_header_is_refused_before_anything_is_taken() {
+        let layout = layout(80);
+        let good = file(&layout, 0, &state());
+        let refused = |file: &[u8]| {
+            let mut back = vec![0; BYTES];
+            let error = layout.decode("k", NAME, 0, file, &mut back).unwrap_err().to_string();
+            assert_eq!(back, vec![0; BYTES], "{error}");
+            error
+        };
+        let mut huge = good.clone();
+        huge[..8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+        assert!(refused(&huge).contains("header too large"));
+        let change = |from: &str, to: &str| {
+            let at = good.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+            let mut bad = good.clone();
+            bad[at..at + from.len()].copy_from_slice(to.as_bytes());
+            bad
+        };
+        // `b` lies at 24..28; laid over `a` it must not be read.
+        assert!(refused(&change("[24,28]", "[20,24]")).contains("offset"));
+        assert!(refused(&change("\"F32\",\"shape\":[3,2]", "\"I32\",\"shape\":[3,2]")).contains("needs F32"));
+        assert!(refused(&change("\"a\":", "\"z\":")).contains("`a` is missing"));
+    }
+
+    #[test]
+    fn parts_total_of_known_models_follows_from_their_bytes() {
+        assert_eq!(parts_total(20), 2);
+        assert_eq!(parts_total(PART_BYTES), 2);
+        assert_eq!(parts_total(PART_BYTES + 1), 3);
+        assert_eq!(parts_total(151_277_313 * 12 + 8), 29);
     }
 }

@@ -1,20 +1,26 @@
-//! Parts on their way to the store, beside the training.
+//! Parts on their way to the store, beside the training (rules K1, K2).
+//!
+//! One attempt at a time: its parts are copied on one thread while the trainer computes, then put by a few tasks at once.
+//! Copies for which this worker is only the buddy are kept until the next attempt, in case their owner is lost. Buffers go
+//! from attempt to attempt.
 
-use super::layout::encode_part;
-use super::{CHECKPOINTS_DIR, CheckpointError};
-use crate::engine::TensorSpec;
+use super::{CheckpointError, Layout, PartStore};
+use crate::engine::StateRead;
 use crate::trainer::{Emit, Failpoint};
-use argosy_common::events::{FromWorker, PartInfo};
+use argosy_common::events::{FromWorker, PartFailure, PartInfo};
 use argosy_common::follower::Event;
-use argosy_common::hash::digest64;
 use argosy_common::ids::StateName;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
+use bytes::{Bytes, BytesMut};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use xxhash_rust::xxh3::Xxh3;
 
-/// A copied state and which parts of it to write.
+/// Puts under way at once.
+const PUTS_AT_ONCE: usize = 4;
+
+/// What to copy and write of one state.
 #[derive(Debug)]
 pub struct UploadJob {
     /// The run.
@@ -25,139 +31,227 @@ pub struct UploadJob {
     pub name: StateName,
     /// Parts to write.
     pub parts: Vec<u32>,
-    /// As [`crate::engine::Engine::export_state`] gives it.
-    pub state: Vec<u8>,
-    /// Its tensors.
-    pub table: Vec<TensorSpec>,
+    /// Parts to keep a copy of.
+    pub spare: Vec<u32>,
+    /// Reads the state; let go when all is copied.
+    pub reader: Box<dyn StateRead>,
+    /// Which bytes are in which part.
+    pub layout: Arc<Layout>,
+    /// Lines of the step log since the parent; the part behind those of the state.
+    pub log: Vec<u8>,
 }
 
-/// Key of a part, relative to the folder of checkpoints.
+/// Key of a part, relative to the folder of checkpoints. `state_parts` is the index of the log.
 #[must_use]
-pub fn part_key(attempt: u64, part: u32) -> String {
+pub fn part_key(attempt: u64, part: u32, state_parts: u32) -> String {
+    if part == state_parts {
+        return format!("{attempt}/steps.jsonl");
+    }
     format!("{attempt}/part-{part:05}.safetensors")
 }
 
-/// The thread that writes parts. Dropping it waits for the parts that were given to it.
+type Pool = Arc<Mutex<Vec<BytesMut>>>;
+
+fn buffers(pool: &Pool) -> MutexGuard<'_, Vec<BytesMut>> {
+    pool.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Copied parts of one state: header and bytes of each.
+#[derive(Debug)]
+struct Copies {
+    attempt: u64,
+    name: StateName,
+    state_parts: u32,
+    parts: BTreeMap<u32, (Bytes, Bytes)>,
+    pool: Pool,
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        let parts = std::mem::take(&mut self.parts);
+        // A buffer that somebody still reads is let go; another one is allocated then.
+        let free = parts.into_values().filter_map(|(_, bytes)| bytes.try_into_mut().ok());
+        buffers(&self.pool).extend(free);
+    }
+}
+
+/// The attempt under way.
+#[derive(Debug)]
+struct Current {
+    attempt: u64,
+    copies: watch::Receiver<Option<Arc<Copies>>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// Copies and writes parts. Dropping it waits for those that were given to it.
 #[derive(Debug)]
 pub struct Uploader {
-    jobs: Option<SyncSender<UploadJob>>,
-    thread: Option<JoinHandle<()>>,
+    shared: Shared,
+    current: Option<Current>,
+    pool: Pool,
+}
+
+#[derive(Clone)]
+struct Shared {
+    store: PartStore,
+    emit: Emit,
+    failpoint: Arc<Failpoint>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Uploader {
-    /// Starts the thread. What becomes of each part is emitted.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
-    pub fn start(run_dir: PathBuf, emit: Emit, failpoint: Arc<Failpoint>) -> std::io::Result<Self> {
-        // One job waits while one is written; a third would hold a third copy of the state.
-        let (jobs, queue) = sync_channel::<UploadJob>(1);
-        let thread = std::thread::Builder::new().name("upload".into()).spawn(move || {
-            let root = run_dir.join(CHECKPOINTS_DIR);
-            for job in queue {
-                failpoint.hit("upload", job.name.step);
-                for part in &job.parts {
-                    let message = match write_part(&root, &job, *part) {
-                        Ok(info) => FromWorker::PartUploaded {
-                            attempt: job.attempt,
-                            part: info,
-                            name: job.name,
-                        },
-                        Err(error) => FromWorker::PartFailed {
-                            attempt: job.attempt,
-                            reason: error.to_string(),
-                        },
-                    };
-                    emit(Event::Passed(message));
-                }
-            }
-        })?;
-        Ok(Self {
-            jobs: Some(jobs),
-            thread: Some(thread),
-        })
+    /// Writes to `store`. What becomes of each part is emitted.
+    #[must_use]
+    pub fn new(store: PartStore, emit: Emit, failpoint: Arc<Failpoint>) -> Self {
+        Self {
+            shared: Shared { store, emit, failpoint },
+            current: None,
+            pool: Pool::default(),
+        }
     }
 
-    /// Takes a job, without waiting.
+    /// Where parts go.
+    #[must_use]
+    pub fn store(&self) -> &PartStore {
+        &self.shared.store
+    }
+
+    /// Begins to copy and to write. What an earlier attempt still had under way is dropped: a new attempt begins when the
+    /// one before is decided.
     ///
     /// # Errors
-    /// A sentence, when earlier parts are still being written.
-    pub fn upload(&self, job: UploadJob) -> Result<(), String> {
-        let Some(jobs) = &self.jobs else {
-            return Err("the uploading thread has ended".into());
-        };
-        jobs.try_send(job).map_err(|error| match error {
-            TrySendError::Full(_) => {
-                "parts of earlier checkpoints are still being written; take checkpoints less often".into()
+    /// A sentence, when there is no room for the parts.
+    pub fn upload(&mut self, job: UploadJob) -> Result<(), String> {
+        if let Some(before) = self.current.take() {
+            before.tasks.iter().for_each(JoinHandle::abort);
+        }
+        let wanted: usize = job.parts.iter().map(|part| job.layout.range(*part).len()).sum();
+        self.shared.store.check_space((wanted + job.log.len()) as u64)?;
+        let (copied, copies) = watch::channel(None);
+        let (attempt, parts) = (job.attempt, job.parts.clone());
+        let (shared, pool) = (self.shared.clone(), self.pool.clone());
+        let runtime = self.shared.store.handle();
+        let begun = copies.clone();
+        let copying = runtime.spawn_blocking(move || match copy(job, pool) {
+            Ok(copies) => {
+                shared.failpoint.hit("upload", copies.name.step);
+                copied.send_replace(Some(Arc::new(copies)));
             }
-            TrySendError::Disconnected(_) => "the uploading thread has ended".into(),
-        })
+            Err(error) => failed(&shared, attempt, &error.to_string()),
+        });
+        let writing = runtime.spawn(write(self.shared.clone(), begun, parts));
+        self.current = Some(Current {
+            attempt,
+            copies,
+            tasks: vec![copying, writing],
+        });
+        Ok(())
+    }
+
+    /// The owner of these parts is lost: writes our copies.
+    pub fn upload_spare(&mut self, attempt: u64, parts: Vec<u32>) {
+        let Some(current) = self.current.as_mut().filter(|c| c.attempt == attempt) else {
+            return failed(
+                &self.shared,
+                attempt,
+                "the buddy has no copy: it never reached that state",
+            );
+        };
+        let writing = write(self.shared.clone(), current.copies.clone(), parts);
+        current.tasks.push(self.shared.store.handle().spawn(writing));
     }
 }
 
 impl Drop for Uploader {
     fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            // If it panicked, its hook has told.
-            let _ = thread.join();
-        }
+        let tasks = self.current.take().map(|c| c.tasks).unwrap_or_default();
+        self.shared.store.block_on(async {
+            for task in tasks {
+                // If it panicked, its hook has told.
+                let _ = task.await;
+            }
+        });
     }
 }
 
-fn write_part(root: &Path, job: &UploadJob, part: u32) -> Result<PartInfo, CheckpointError> {
-    let bytes = encode_part(&job.run, job.name, part, &job.state, &job.table)?;
-    let key = part_key(job.attempt, part);
-    let path = root.join(&key);
-    let io = |e: std::io::Error| CheckpointError::Io {
-        file: path.display().to_string(),
-        why: e.to_string(),
-    };
-    create_whole(&path, &bytes).map_err(io)?;
-    Ok(PartInfo {
-        index: part,
-        key,
-        bytes: bytes.len() as u64,
-        checksum: digest64(&bytes),
+fn failed(shared: &Shared, attempt: u64, reason: &str) {
+    let reason = reason.to_owned();
+    (shared.emit)(Event::Passed(FromWorker::PartFailed {
+        attempt,
+        failure: PartFailure::Store,
+        reason,
+    }));
+}
+
+/// The copy of rule K2. The reader is let go at its end, and APPLY may go on.
+fn copy(job: UploadJob, pool: Pool) -> Result<Copies, CheckpointError> {
+    let state_parts = job.layout.state_parts();
+    let mut parts = BTreeMap::new();
+    for part in job.parts.iter().chain(&job.spare) {
+        if *part == state_parts {
+            parts.insert(*part, (Bytes::new(), Bytes::from(job.log.clone())));
+            continue;
+        }
+        let range = job.layout.range(*part);
+        let mut buffer = buffers(&pool).pop().unwrap_or_default();
+        buffer.resize(range.len(), 0);
+        job.reader.read(range.start, &mut buffer);
+        let header = job.layout.header(&job.run, job.name, *part)?;
+        parts.insert(*part, (Bytes::from(header), buffer.freeze()));
+    }
+    Ok(Copies {
+        attempt: job.attempt,
+        name: job.name,
+        state_parts,
+        parts,
+        pool,
     })
 }
 
-/// Puts a file where none was, whole and durable. One that is there already must be the same (rule K3).
-fn create_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}.tmp", std::process::id()));
-    let beside = PathBuf::from(beside);
-    let mut file = std::fs::File::create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    // A link, unlike a rename, never replaces what is there.
-    let linked = std::fs::hard_link(&beside, path);
-    std::fs::remove_file(&beside)?;
-    match linked {
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && std::fs::read(path)? == bytes => {}
-        other => other?,
+/// Writes `wanted` as soon as they are copied, a few at once.
+async fn write(shared: Shared, mut copies: watch::Receiver<Option<Arc<Copies>>>, wanted: Vec<u32>) {
+    let Ok(copies) = copies.wait_for(Option::is_some).await.map(|c| c.clone()) else {
+        return; // the copy failed, and said so
+    };
+    let Some(copies) = copies else { return };
+    let mut puts = JoinSet::new();
+    for part in wanted {
+        if puts.len() >= PUTS_AT_ONCE {
+            puts.join_next().await;
+        }
+        puts.spawn(write_part(shared.clone(), copies.clone(), part));
     }
-    std::fs::File::open(folder)?.sync_all()
+    while puts.join_next().await.is_some() {}
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn file_that_exists_is_kept_and_must_be_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("3/part");
-        create_whole(&path, b"one").unwrap();
-        create_whole(&path, b"one").unwrap();
-        assert!(create_whole(&path, b"two").is_err());
-        assert_eq!(std::fs::read(&path).unwrap(), b"one");
-        assert_eq!(
-            std::fs::read_dir(dir.path().join("3")).unwrap().count(),
-            1,
-            "nothing is left beside it"
-        );
+async fn write_part(shared: Shared, copies: Arc<Copies>, part: u32) {
+    let attempt = copies.attempt;
+    let Some((header, bytes)) = copies.parts.get(&part) else {
+        return failed(&shared, attempt, &format!("part {part} was never copied here"));
+    };
+    let key = part_key(attempt, part, copies.state_parts);
+    let mut digest = Xxh3::new();
+    digest.update(header);
+    digest.update(bytes);
+    let info = PartInfo {
+        index: part,
+        key: key.clone(),
+        bytes: (header.len() + bytes.len()) as u64,
+        checksum: digest.digest(),
+    };
+    match shared.store.create(&key, vec![header.clone(), bytes.clone()]).await {
+        Ok(()) => (shared.emit)(Event::Passed(FromWorker::PartUploaded {
+            attempt,
+            part: info,
+            name: copies.name,
+        })),
+        Err(error) => failed(&shared, attempt, &error.to_string()),
     }
 }

@@ -8,10 +8,11 @@ use super::{
 };
 use crate::clip::params::LOGIT_SCALE_MAX;
 use crate::clip::{Clip, Held, Images, Math, ModelConfig, Params, Preprocess, Rounded, to_vec};
+use crate::engine::state::{ReadGate, ReadLease, StateRead};
 use crate::loss::{self, OwnRows};
 use crate::optim::{AdamW, DecayRule, LayerDecay, Treatment};
 use argosy_common::config::{Loss, Precision};
-use argosy_torch_ext::{FlatBuffer, pool_install};
+use argosy_torch_ext::{FlatBuffer, FlatReader, pool_install};
 use passes::{Inputs, Step, StepLoss, pieces_of};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -89,6 +90,8 @@ pub struct TorchEngine {
     bias_at: Option<usize>,
     /// Rows of the token table that this step's captions use, ascending.
     touched: Vec<u32>,
+    /// Who copies the state for a checkpoint; everything that writes it waits for them.
+    gate: ReadGate,
     step: Option<Step>,
     /// Steps of lanes put aside, with the rows of the token table that each uses.
     parked: BTreeMap<u32, (Step, Vec<u32>)>,
@@ -99,6 +102,30 @@ pub struct TorchEngine {
     /// Rows beyond which a test wants memory to be short.
     #[cfg(test)]
     rows_allowed: usize,
+}
+
+/// Reads the state's arrays where they lie.
+#[derive(Debug)]
+struct StateReader {
+    arrays: Vec<FlatReader>,
+    /// The count of updates.
+    applied: [u8; 8],
+    /// Last, so that the arrays are let go first.
+    _lease: ReadLease,
+}
+
+impl StateRead for StateReader {
+    fn read(&self, at: usize, out: &mut [u8]) {
+        let pieces = self.arrays.iter().map(FlatReader::as_bytes).chain([&self.applied[..]]);
+        let (mut start, end) = (0, at + out.len());
+        for piece in pieces {
+            let (from, to) = (at.max(start), end.min(start + piece.len()));
+            if from < to {
+                out[from - at..to - at].copy_from_slice(&piece[from - start..to - start]);
+            }
+            start += piece.len();
+        }
+    }
 }
 
 /// Sets libtorch's threads inside one operation, for the whole process; 0 leaves its own choice.
@@ -148,6 +175,7 @@ impl TorchEngine {
             scale_at,
             bias_at,
             touched: Vec::new(),
+            gate: ReadGate::default(),
             step: None,
             parked: BTreeMap::new(),
             rows_fit: usize::MAX,
@@ -161,6 +189,11 @@ impl TorchEngine {
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Both towers.
+    pub(crate) fn clip(&self) -> &Clip {
+        &self.clip
     }
 
     /// Parameters and gradients.
@@ -395,6 +428,7 @@ impl Engine for TorchEngine {
     }
 
     fn apply(&mut self, hyper: &ApplyHyper) -> Result<ApplyOut> {
+        self.gate.wait();
         self.step = None;
         if hyper.ema_decay.is_some() != self.ema.is_some() {
             let why = "a moving average needs its decay at every update, and only then is there one";
@@ -440,6 +474,18 @@ impl Engine for TorchEngine {
         out.extend_from_slice(&self.adam.applied.to_le_bytes());
     }
 
+    fn state_reader(&self) -> Box<dyn StateRead> {
+        Box::new(StateReader {
+            arrays: self.arrays().into_iter().map(FlatBuffer::reader).collect(),
+            applied: self.adam.applied.to_le_bytes(),
+            _lease: self.gate.lease(),
+        })
+    }
+
+    fn wait_for_readers(&self) {
+        self.gate.wait();
+    }
+
     fn import_state(&mut self, bytes: &[u8], expected_hash: Option<u64>) -> Result<()> {
         // An engine that keeps no average, as evaluation has, leaves that of a state out.
         let with_average = self.state_elements() * 16 + 8;
@@ -451,6 +497,7 @@ impl Engine for TorchEngine {
                 "the state's hash differs from the one announced; fetch it again".into(),
             ));
         }
+        self.gate.wait();
         self.step = None;
         let (arrays, count) = bytes.split_at(bytes.len() - 8);
         let moments = [
@@ -486,6 +533,7 @@ impl Engine for TorchEngine {
 
     fn set_params(&mut self, params: &[f32]) -> Result<()> {
         expect_len("parameters", self.state_elements(), params.len())?;
+        self.gate.wait();
         self.step = None;
         self.params.values.as_mut_slice().copy_from_slice(params);
         self.adam.exp_avg.as_mut_slice().fill(0.0);

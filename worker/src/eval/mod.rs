@@ -3,5 +3,5 @@
 mod source;
 mod zero_shot;
 
-pub use source::{Loaded, load_engine};
+pub use source::{Loaded, Which, load_engine, load_weights};
 pub use zero_shot::{EvalArgs, Report, SubcategoryReport, run};

@@ -1,18 +1,48 @@
 //! Weights for evaluation: a run's last committed checkpoint, one manifest, or a folder as published on model hubs.
 
-use crate::checkpoint::{CHECKPOINTS_DIR, read_manifest, restore_manifest};
+use crate::checkpoint::{CheckpointError, PartStore, read_manifest, read_state};
 use crate::clip::{ModelConfig, Preprocess};
 use crate::engine::{Engine, TorchEngine, TorchOptions};
+use crate::hub::{HUB_CONFIG, HUB_WEIGHTS};
 use crate::model::check_tokenizer;
-use argosy_common::events::{RunEvent, StampedEvent};
+use argosy_common::config::{CheckpointConfig, Job};
+use argosy_common::events::{Manifest, RunEvent, StampedEvent};
 use argosy_common::exit::Exit;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
 
-const HUB_CONFIG: &str = "open_clip_config.json";
-const HUB_WEIGHTS: &str = "open_clip_model.safetensors";
 const EVENTS_FILE: &str = "events.jsonl";
 
 type Failure = (Exit, String);
+
+/// Which weights of a checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Which {
+    /// Those that are trained.
+    #[default]
+    Trained,
+    /// Their exponential moving average.
+    Ema,
+}
+
+impl Which {
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trained => "trained",
+            Self::Ema => "ema",
+        }
+    }
+
+    /// What stands before a weight's name in a checkpoint.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Trained => "",
+            Self::Ema => "ema.",
+        }
+    }
+}
 
 /// A model to evaluate.
 #[derive(Debug)]
@@ -23,6 +53,8 @@ pub struct Loaded {
     pub preprocess: Preprocess,
     /// Says which weights they are.
     pub shown: String,
+    /// The checkpoint, where they come from one.
+    pub manifest: Option<Manifest>,
 }
 
 /// A model with the weights that `checkpoint` names.
@@ -30,16 +62,33 @@ pub struct Loaded {
 /// # Errors
 /// The exit code and a sentence that names the file.
 pub fn load_engine(checkpoint: &Path, threads: usize) -> Result<Loaded, Failure> {
+    let loaded = load_weights(checkpoint, threads, Which::Trained)?;
+    check_tokenizer(loaded.engine.config()).map_err(|e| (Exit::BadConfig, format!("{}: {e}", loaded.shown)))?;
+    Ok(loaded)
+}
+
+/// A model with some of the weights that `checkpoint` names; its text tower may take other ids than the tokenizer's.
+///
+/// # Errors
+/// As [`load_engine`].
+pub fn load_weights(checkpoint: &Path, threads: usize, which: Which) -> Result<Loaded, Failure> {
     let options = TorchOptions {
         threads,
         ..TorchOptions::default()
     };
     let shown = checkpoint.display();
     if checkpoint.join(HUB_CONFIG).is_file() {
+        if which != Which::Trained {
+            let message = format!(
+                "{shown} holds one set of weights; `{}` is in checkpoints only",
+                which.name()
+            );
+            return Err((Exit::NotFound, message));
+        }
         return from_hub(checkpoint, options);
     }
-    let manifest = if checkpoint.is_file() {
-        checkpoint.to_path_buf()
+    let manifest = if checkpoint.is_file() || checkpoint.to_string_lossy().contains("://") {
+        split(checkpoint)
     } else if checkpoint.join(EVENTS_FILE).is_file() {
         last_committed(checkpoint)?
     } else {
@@ -49,7 +98,7 @@ pub fn load_engine(checkpoint: &Path, threads: usize) -> Result<Loaded, Failure>
         );
         return Err((Exit::NotFound, message));
     };
-    from_manifest(&manifest, options)
+    from_manifest(manifest, options, which)
 }
 
 fn from_hub(folder: &Path, options: TorchOptions) -> Result<Loaded, Failure> {
@@ -66,51 +115,102 @@ fn from_hub(folder: &Path, options: TorchOptions) -> Result<Loaded, Failure> {
         engine,
         preprocess,
         shown: folder.display().to_string(),
+        manifest: None,
     })
 }
 
-/// A configuration whose text tower takes what the tokenizer makes of prompts.
 fn read_config(text: &str, file: &Path) -> Result<(ModelConfig, Preprocess), Failure> {
-    let bad = |e| (Exit::BadConfig, format!("{}: {e}", file.display()));
-    let (config, preprocess) = ModelConfig::from_json(text).map_err(bad)?;
-    check_tokenizer(&config).map_err(bad)?;
-    Ok((config, preprocess))
+    ModelConfig::from_json(text).map_err(|e| (Exit::BadConfig, format!("{}: {e}", file.display())))
 }
 
-/// The manifest that the run's events name last. Folders are never listed: a crash leaves files that count for nothing.
-fn last_committed(run_dir: &Path) -> Result<PathBuf, Failure> {
+/// The manifest that the run's events name last, as place and key. Folders are never listed: a crash leaves files that count
+/// for nothing.
+fn last_committed(run_dir: &Path) -> Result<(String, String), Failure> {
     let path = run_dir.join(EVENTS_FILE);
     let text = std::fs::read_to_string(&path).map_err(|e| (Exit::NotFound, format!("{}: {e}", path.display())))?;
-    let committed = |line: &str| match serde_json::from_str::<StampedEvent>(line) {
-        Ok(StampedEvent {
-            event: RunEvent::CheckpointCommitted { key, .. },
-            ..
-        }) => Some(key),
-        _ => None,
-    };
-    match text.lines().rev().find_map(committed) {
-        Some(key) => Ok(run_dir.join(CHECKPOINTS_DIR).join(key)),
-        None => Err((
-            Exit::NotFound,
-            format!("the run in {} has no committed checkpoint yet", run_dir.display()),
-        )),
+    let mut committed: Vec<String> = Vec::new();
+    for line in text.lines() {
+        match serde_json::from_str::<StampedEvent>(line).map(|stamped| stamped.event) {
+            Ok(RunEvent::CheckpointCommitted { key, .. }) => committed.push(key),
+            Ok(RunEvent::CheckpointRejected { key, .. }) => committed.retain(|k| *k != key),
+            _ => {}
+        }
     }
+    let Some(key) = committed.pop() else {
+        let message = format!("the run in {} has no committed checkpoint yet", run_dir.display());
+        return Err((Exit::NotFound, message));
+    };
+    Ok((location_of(run_dir)?, key))
 }
 
-fn from_manifest(path: &Path, options: TorchOptions) -> Result<Loaded, Failure> {
-    let manifest = read_manifest(path).map_err(|e| (Exit::NotFound, e.to_string()))?;
-    let (config, preprocess) = read_config(&manifest.model.to_string(), path)?;
+/// Where the checkpoints of the run in `run_dir` lie.
+fn location_of(run_dir: &Path) -> Result<String, Failure> {
+    let bad = |file: &Path, e: &dyn std::fmt::Display| (Exit::BadConfig, format!("{}: {e}", file.display()));
+    let here = run_dir.to_string_lossy();
+    let path = run_dir.join("job.toml");
+    let Ok(text) = std::fs::read_to_string(&path) else {
+        return Ok(CheckpointConfig::default().location(&here, ""));
+    };
+    let job = Job::from_toml(&path.to_string_lossy(), &text).map_err(|e| bad(&path, &e))?;
+    let path = run_dir.join("run.json");
+    let facts = std::fs::read(&path).map_err(|e| bad(&path, &e))?;
+    let facts: serde_json::Value = serde_json::from_slice(&facts).map_err(|e| bad(&path, &e))?;
+    let run = facts["run"].as_str().unwrap_or_default();
+    Ok(job.checkpoint.location(&here, run))
+}
+
+/// A manifest by path or URL as place and key: it lies in the folder of its attempt, and keys begin there.
+fn split(manifest: &Path) -> (String, String) {
+    let attempt = manifest.parent().unwrap_or(Path::new(""));
+    let root = attempt.parent().unwrap_or(Path::new(""));
+    let root = if root.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        root
+    };
+    let key = manifest.strip_prefix(root).unwrap_or(manifest);
+    (root.to_string_lossy().into_owned(), key.to_string_lossy().into_owned())
+}
+
+fn from_manifest((location, key): (String, String), options: TorchOptions, which: Which) -> Result<Loaded, Failure> {
+    let failed = |e: CheckpointError| {
+        let exit = match e {
+            CheckpointError::Store { .. } => Exit::NotFound,
+            _ => Exit::JobFailed,
+        };
+        (exit, format!("{location}/{key}: {e}"))
+    };
+    let store = PartStore::open(&location).map_err(failed)?;
+    let manifest = read_manifest(&store, &key).map_err(failed)?;
+    let shown = format!("{location}/{key}");
+    let (config, preprocess) = read_config(&manifest.model.to_string(), Path::new(&shown))?;
     let mut engine = TorchEngine::new(&config, &preprocess, options).map_err(|e| (Exit::BadConfig, e.to_string()))?;
-    // Keys are relative to the folder that holds the attempts, and the manifest lies in its attempt.
-    let root = path.parent().and_then(Path::parent).unwrap_or(Path::new(""));
-    let state = restore_manifest(root, &manifest, &engine.tensor_table())
-        .map_err(|e| (Exit::JobFailed, format!("{}: {e}", path.display())))?;
+    let prefix = which.prefix();
+    let table = engine.tensor_table();
+    let names: BTreeSet<String> = table.iter().map(|spec| format!("{prefix}{}", spec.name)).collect();
+    let state = read_state(&store, &manifest, |name| names.contains(name)).map_err(failed)?;
+    if which == Which::Ema && !state.names.iter().any(|name| name.starts_with(prefix)) {
+        return Err((Exit::NotFound, format!("{shown} holds no average of the weights")));
+    }
+    let mut weights = Vec::with_capacity(engine.state_elements());
+    for spec in table {
+        let bytes = state
+            .tensors
+            .get(&format!("{prefix}{}", spec.name))
+            .map(|(_, bytes)| bytes.as_slice());
+        let Some(bytes) = bytes.filter(|bytes| bytes.len() == 4 * spec.len) else {
+            let message = format!("{shown} has no `{}` of {} values", spec.name, spec.len);
+            return Err((Exit::JobFailed, message));
+        };
+        weights.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)));
+    }
     engine
-        .import_state(&state, None)
+        .set_params(&weights)
         .map_err(|e| (Exit::JobFailed, e.to_string()))?;
     Ok(Loaded {
         engine,
         preprocess,
-        shown: format!("{} ({})", path.display(), manifest.name),
+        shown: format!("{shown} ({})", manifest.name),
+        manifest: Some(manifest),
     })
 }

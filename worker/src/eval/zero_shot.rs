@@ -175,6 +175,7 @@ pub fn run(args: &EvalArgs) -> Result<Report, Failure> {
         mut engine,
         preprocess,
         shown,
+        ..
     } = load_engine(&args.checkpoint, threads)?;
     let config = EvalConfig {
         image_size: engine.image_size() as u32,

@@ -4,7 +4,7 @@ mod heal;
 mod hello;
 mod server;
 
-pub use heal::{Snapshot, fetch};
+pub use heal::{Fetched, Snapshot, fetch};
 pub use hello::{Hello, Purpose, connect};
 pub use server::PeerServer;
 

@@ -4,7 +4,9 @@ use super::{BatchSource, Halt, Held, InGeneration, Trainer};
 use crate::collective::{AbortHandle, Collective, ring::RingCollective};
 use crate::engine::{Engine, hash_state_bytes};
 use crate::peer::{self, Hello, PeerError, Purpose, Snapshot};
+use argosy_common::events::FromWorker;
 use argosy_common::exit::Exit;
+use argosy_common::follower::Event;
 use argosy_common::hash::digest64;
 use argosy_common::ids::Generation;
 use argosy_common::plan::{Plan, StateSource, generation_secret};
@@ -64,6 +66,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
                 name: plan.base,
                 bytes,
                 hash,
+                log: self.history.whole(),
             }),
         );
     }
@@ -75,16 +78,13 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             StateSource::Seed => {
                 let fresh = (self.setup.make_engine)()?;
                 self.engine = fresh;
+                self.history.clear();
                 "seed".to_owned()
             }
             StateSource::Manifest { key } => {
-                let bytes =
-                    crate::checkpoint::restore(&self.setup.run_dir, key, plan.base, &self.engine.tensor_table())
-                        .map_err(|e| Halt::Failed {
-                            exit: Exit::JobFailed,
-                            message: e.to_string(),
-                        })?;
+                let bytes = self.restore(key, plan)?;
                 self.take_over(&bytes, None, plan)?;
+                self.history.clear();
                 "manifest".to_owned()
             }
             StateSource::Peers => self.heal_from_peers(plan, fence, abort)?,
@@ -107,8 +107,11 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         for turn in 0..holders.len() {
             let holder = holders[(first + turn) % holders.len()];
             match peer::fetch(&holder.addr, fence, secret, self.engine.state_len(), abort) {
-                Ok((bytes, hash)) => {
-                    self.take_over(&bytes, Some(hash), plan)?;
+                Ok(fetched) => {
+                    self.take_over(&fetched.bytes, Some(fetched.hash), plan)?;
+                    self.history
+                        .take_over(&fetched.log)
+                        .map_err(|why| Halt::Left(Some(why)))?;
                     return Ok(holder.worker.to_string());
                 }
                 Err(PeerError::Aborted) => return Err(Halt::Left(None)),
@@ -119,6 +122,22 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             }
         }
         Err(last)
+    }
+
+    /// Reads the base state from its checkpoint. One that is damaged is no reason to end the run: the coordinator is told,
+    /// and has older ones.
+    fn restore(&self, key: &str, plan: &Plan) -> Result<Vec<u8>, Halt> {
+        let restored = crate::checkpoint::restore(self.uploader.store(), key, plan.base, &self.layout);
+        restored.map_err(|error| {
+            let reason = error.to_string();
+            tracing::error!(key, reason, "the checkpoint cannot be read");
+            self.emit(Event::Passed(FromWorker::RestoreFailed {
+                key: key.to_owned(),
+                damaged: error.is_damage(),
+                reason: reason.clone(),
+            }));
+            Halt::Left(Some(reason))
+        })
     }
 
     fn take_over(&mut self, bytes: &[u8], hash: Option<u64>, plan: &Plan) -> Result<(), Halt> {
@@ -163,9 +182,15 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
 
     /// A log that cannot be written ends the run here: a state whose history is lost must not be shown (rule AU1).
     pub(super) fn write_log(&mut self, record: &StepRecord) -> Result<(), Halt> {
-        self.log.write(record).map_err(|e| Halt::Failed {
-            exit: Exit::JobFailed,
-            message: format!("the step log {} cannot be written: {e}", self.log.path().display()),
-        })
+        match self.log.write(record) {
+            Ok(line) => {
+                self.history.note(record, line);
+                Ok(())
+            }
+            Err(e) => Err(Halt::Failed {
+                exit: Exit::JobFailed,
+                message: format!("the step log {} cannot be written: {e}", self.log.path().display()),
+            }),
+        }
     }
 }

@@ -10,6 +10,7 @@ pub mod aborts;
 pub mod failpoint;
 mod form;
 mod gather;
+mod history;
 mod lanes;
 mod save;
 mod source;
@@ -19,7 +20,7 @@ pub use aborts::Aborts;
 pub use failpoint::Failpoint;
 pub use source::BatchSource;
 
-use crate::checkpoint::Uploader;
+use crate::checkpoint::{Layout, PartStore, Uploader};
 use crate::collective::{AbortHandle, Collective, CollectiveError};
 use crate::engine::{Engine, EngineError};
 use crate::peer::{PeerError, PeerServer};
@@ -46,8 +47,10 @@ pub struct Setup<E> {
     pub run: String,
     /// Its worker.
     pub worker: WorkerId,
-    /// The run folder: step logs and checkpoints go below it.
+    /// The run folder: step logs go below it.
     pub run_dir: PathBuf,
+    /// Where checkpoints lie.
+    pub checkpoints: PartStore,
     /// What generation secrets derive from.
     pub run_secret: Vec<u8>,
     /// How it trains.
@@ -99,7 +102,9 @@ struct CheckpointOrder {
     attempt: u64,
     at_step: u64,
     parts: Vec<u32>,
+    spare: Vec<u32>,
     parts_total: u32,
+    since: u64,
 }
 
 /// Why the trainer leaves what it was doing.
@@ -147,6 +152,8 @@ pub struct Trainer<E, S> {
     server: PeerServer,
     log: StepLogWriter,
     uploader: Uploader,
+    layout: Arc<Layout>,
+    history: history::History,
     held: Held,
     inside: Option<InGeneration>,
     checkpoint: Option<CheckpointOrder>,
@@ -173,8 +180,8 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         let failed = |what: &str, e: std::io::Error| (Exit::JobFailed, format!("{what}: {e}"));
         let server = PeerServer::start(setup.run_secret.clone()).map_err(|e| failed("no port for peers", e))?;
         let log = StepLogWriter::open(&setup.run_dir, setup.worker).map_err(|e| failed("the step log", e))?;
-        let uploader = Uploader::start(setup.run_dir.clone(), setup.emit.clone(), setup.failpoint.clone())
-            .map_err(|e| failed("no thread for uploads", e))?;
+        let uploader = Uploader::new(setup.checkpoints.clone(), setup.emit.clone(), setup.failpoint.clone());
+        let layout = Arc::new(Layout::new(engine.state_table()));
         let held = Held::Clean(StateName::INITIAL);
         let buffers = gather::Buffers::default();
         Ok(Self {
@@ -184,6 +191,8 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             server,
             log,
             uploader,
+            layout,
+            history: history::History::default(),
             held,
             inside: None,
             checkpoint: None,
@@ -280,14 +289,22 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
                 attempt,
                 at_step,
                 parts,
+                spare,
                 parts_total,
+                since,
             } => {
                 self.checkpoint = Some(CheckpointOrder {
                     attempt,
                     at_step,
                     parts,
+                    spare,
                     parts_total,
+                    since,
                 });
+                Ok(())
+            }
+            TrainerOrder::UploadSpare { attempt, parts } => {
+                self.uploader.upload_spare(attempt, parts);
                 Ok(())
             }
             TrainerOrder::Prime {

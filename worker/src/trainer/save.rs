@@ -1,52 +1,60 @@
 //! A checkpoint's copy, at the boundary it was ordered for.
 
-use super::{BatchSource, Trainer};
+use super::{BatchSource, CheckpointOrder, Trainer};
 use crate::checkpoint::{UploadJob, parts_total};
 use crate::engine::Engine;
-use argosy_common::events::FromWorker;
+use argosy_common::events::{FromWorker, PartFailure};
 use argosy_common::follower::Event;
 use argosy_common::ids::StateName;
 
 impl<E: Engine, S: BatchSource> Trainer<E, S> {
-    /// Copies the ordered parts if the state is the ordered one; what follows happens on another thread.
+    /// Begins to copy the ordered parts if the state is the ordered one. The copy runs beside the next step, whose APPLY
+    /// waits for it (rule K2).
     pub(super) fn checkpoint_if_due(&mut self, name: StateName) {
         let Some(order) = self.checkpoint.take_if(|order| order.at_step <= name.step) else {
             return;
         };
         let attempt = order.attempt;
-        let failed = |reason: String| Event::Passed(FromWorker::PartFailed { attempt, reason });
         if order.at_step < name.step {
-            self.emit(failed(format!(
-                "the order for step {} came at step {}",
-                order.at_step, name.step
-            )));
-            return;
+            let why = format!("the order for step {} came at step {}", order.at_step, name.step);
+            self.part_failed(attempt, PartFailure::Late, why);
+        } else if let Err(why) = self.begin_checkpoint(order, name) {
+            self.part_failed(attempt, PartFailure::Store, why);
         }
-        let total = parts_total(self.engine.state_elements(), self.engine.state_arrays());
+    }
+
+    fn begin_checkpoint(&mut self, order: CheckpointOrder, name: StateName) -> Result<(), String> {
+        let total = parts_total(self.engine.state_len());
         if total != order.parts_total {
-            self.emit(failed(format!(
-                "this model's state has {total} parts, not {}",
+            return Err(format!(
+                "a checkpoint of this model has {total} parts, not {}",
                 order.parts_total
-            )));
-            return;
+            ));
         }
-        if order.parts.is_empty() {
-            return;
+        let log = self.history.since(order.since, name.step)?;
+        // The parent is committed: nobody asks for what led to it again.
+        self.history.forget(order.since);
+        if order.parts.is_empty() && order.spare.is_empty() {
+            return Ok(());
         }
         self.setup.failpoint.hit("checkpoint", name.step);
-        let mut state = Vec::new();
-        self.engine.export_state(&mut state);
-        let run = self.setup.run.clone();
-        let job = UploadJob {
-            run,
-            attempt,
+        self.uploader.upload(UploadJob {
+            run: self.setup.run.clone(),
+            attempt: order.attempt,
             name,
             parts: order.parts,
-            state,
-            table: self.engine.tensor_table(),
-        };
-        if let Err(reason) = self.uploader.upload(job) {
-            self.emit(failed(reason));
-        }
+            spare: order.spare,
+            reader: self.engine.state_reader(),
+            layout: self.layout.clone(),
+            log,
+        })
+    }
+
+    fn part_failed(&self, attempt: u64, failure: PartFailure, reason: String) {
+        self.emit(Event::Passed(FromWorker::PartFailed {
+            attempt,
+            failure,
+            reason,
+        }));
     }
 }

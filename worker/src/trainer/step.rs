@@ -104,6 +104,9 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             step: step + 1,
             applied_gen: inside.plan.generation,
         };
+        // A checkpoint's copy may still read the weights (rule K2); this lap is its whole cost.
+        self.engine.wait_for_readers();
+        timer.lap("checkpoint");
         let hyper = hyper_at(&self.setup.train, step, self.setup.shape.total_steps());
         let applied = self.apply(&outcome, &hyper, next)?;
         timer.lap("apply");

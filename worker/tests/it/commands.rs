@@ -88,7 +88,7 @@ fn describe_model_prints_size_and_parts_and_names_what_is_wrong() {
     let said: serde_json::Value = serde_json::from_slice(&good.stdout).unwrap();
     assert_eq!(
         (said["parameters"].as_u64(), said["parts_total"].as_u64()),
-        (Some(151_277_313), Some(28))
+        (Some(151_277_313), Some(29))
     );
     assert_eq!(
         (said["image_size"].as_u64(), said["context_length"].as_u64()),
@@ -202,4 +202,98 @@ fn eval_zero_shot_of_a_hub_folder_reports_samples_and_what_was_left_out() {
     );
     let missing = eval(&path("none"));
     assert_eq!(missing.status.code(), Some(3), "{}", text(&missing.stderr));
+}
+
+/// A tensor of a safetensors file as floats.
+fn floats(file: &Path, name: &str) -> Vec<f32> {
+    let bytes = std::fs::read(file).unwrap();
+    let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let data = read.tensor(name).unwrap().data().to_vec();
+    data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+/// Features of a hub folder that OpenCLIP wrote equal OpenCLIP's own, and what we export of it is the same model.
+#[test]
+fn embed_and_export_of_openclips_folder_agree_with_openclip() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/vit-gelu");
+    let all = std::fs::read(golden.join("golden.safetensors")).unwrap();
+    let all = safetensors::SafeTensors::deserialize(&all).unwrap();
+    let inputs = ["images", "texts"].map(|name| (name, all.tensor(&format!("step0.{name}")).unwrap()));
+    std::fs::write(path("in.safetensors"), safetensors::serialize(inputs, None).unwrap()).unwrap();
+
+    let run = |args: &[&str]| {
+        let done = worker(args);
+        assert!(done.status.success(), "{args:?}: {}", text(&done.stderr));
+    };
+    run(&["export", golden.to_str().unwrap(), "-o", &path("hub")]);
+    let config = std::fs::read_to_string(path("hub/open_clip_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["model_cfg"]["embed_dim"], 20, "{config}");
+    let weights = |folder: &Path| {
+        let bytes = std::fs::read(folder.join("open_clip_model.safetensors")).unwrap();
+        let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = read.tensors().into_iter();
+        let plain = tensors.map(|(name, t)| (name, t.shape().to_vec(), t.data().to_vec()));
+        plain.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(
+        weights(Path::new(&path("hub"))),
+        weights(&golden),
+        "no key is missing, none is new"
+    );
+    assert!(
+        std::fs::read_to_string(path("hub/README.md"))
+            .unwrap()
+            .contains("library_name: open_clip")
+    );
+
+    let again = worker(&["export", golden.to_str().unwrap(), "-o", &path("hub")]);
+    assert_eq!(
+        again.status.code(),
+        Some(4),
+        "a folder that holds something is left alone"
+    );
+    for (checkpoint, out) in [(golden.to_str().unwrap(), "a"), (&path("hub"), "b")] {
+        let out = path(&format!("{out}.safetensors"));
+        run(&[
+            "embed",
+            "--checkpoint",
+            checkpoint,
+            "--tensors",
+            &path("in.safetensors"),
+            "-o",
+            &out,
+            "--batch",
+            "4",
+        ]);
+        for name in ["image_features", "text_features"] {
+            let ours = floats(Path::new(&out), name);
+            let theirs = floats(&golden.join("golden.safetensors"), &format!("step0.{name}"));
+            let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(ours.len() == theirs.len() && worst <= 1e-5, "{name} differs by {worst}");
+        }
+    }
+    run(&[
+        "embed",
+        "--checkpoint",
+        &path("hub"),
+        "--tensors",
+        &path("in.safetensors"),
+        "-o",
+        &path("c.npy"),
+    ]);
+    let npy = std::fs::read(path("c.image_features.npy")).unwrap();
+    assert_eq!(npy.len(), 128 + 9 * 20 * 4, "nine rows of twenty behind the header");
+    let wrong = worker(&[
+        "embed",
+        "--checkpoint",
+        &path("hub"),
+        "--tensors",
+        &path("c.npy"),
+        "-o",
+        &path("d.npy"),
+    ]);
+    assert_eq!(wrong.status.code(), Some(1), "{}", text(&wrong.stderr));
 }

@@ -9,6 +9,7 @@ use argosy_common::sampling::{Sampler, lane_digest};
 use argosy_common::shape::{RunShape, SourceShape};
 use argosy_common::steplog::{MaskReason, RowState, StepRecord, parse};
 use argosy_shard_loader::{LaneBatch, LoaderError};
+use argosy_worker::checkpoint::PartStore;
 use argosy_worker::engine::{Engine, EngineError, ToyEngine};
 use argosy_worker::trainer::{Aborts, BatchSource, Failpoint, Setup, Trainer};
 use std::path::Path;
@@ -190,6 +191,7 @@ pub(crate) fn start_rig<E: Engine + 'static>(
         run: "test".into(),
         worker: WorkerId(id),
         run_dir: run_dir.to_path_buf(),
+        checkpoints: PartStore::open(run_dir.join("checkpoints").to_str().unwrap()).unwrap(),
         run_secret: b"secret of the run".to_vec(),
         train: rig.train.clone(),
         shape: rig.shape.clone(),

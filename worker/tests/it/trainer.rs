@@ -1,7 +1,7 @@
 //! Whole trainers with exact arithmetic: whatever happens to the members, the state at the end has the same bits.
 
 use crate::fleet::{LANES, Worker, applied, finish, form, form_and_run, plan, shape, start, start_with, undisturbed};
-use argosy_common::events::{FromWorker, Manifest, PartInfo};
+use argosy_common::events::{FromWorker, MANIFEST_VERSION, Manifest, PartFailure, PartInfo, PositionCounts};
 use argosy_common::follower::{Event, TrainerOrder};
 use argosy_common::ids::{Generation, StateName, WorkerId};
 use argosy_common::plan::StateSource;
@@ -185,14 +185,15 @@ fn checkpoint_restores_at_another_world_size_to_the_same_bits() {
     // An order from before the generation belongs to an attempt that was given up.
     a.order(checkpoint(9, 4, vec![0]));
     form(&first, &mut [&mut a, &mut b]);
-    a.order(checkpoint(1, 5, vec![0]));
+    a.order(checkpoint(1, 5, vec![0, 1]));
     b.order(checkpoint(1, 5, vec![]));
     a.stall_at.store(7, Ordering::SeqCst);
     for worker in [&a, &b] {
         let generation = Generation(1);
         worker.order(TrainerOrder::Run { generation });
     }
-    let (part, base) = uploaded(&mut a);
+    let (parts, base) = uploaded(&mut a);
+    let part = parts[0].clone();
     assert_eq!(
         base,
         StateName {
@@ -200,7 +201,7 @@ fn checkpoint_restores_at_another_world_size_to_the_same_bits() {
             applied_gen: Generation(1)
         }
     );
-    let key = write_manifest(dir.path(), base, vec![part.clone()]);
+    let key = write_manifest(dir.path(), base, parts);
     // Both are gone; three others that know nothing go on.
     a.aborts.abort(Generation(1));
     drop((a, b));
@@ -218,10 +219,105 @@ fn checkpoint_restores_at_another_world_size_to_the_same_bits() {
     let mut late = start(6, dir.path());
     let third = plan(3, base, StateSource::Manifest { key }, &[&mut late], |_| 0);
     late.order(TrainerOrder::Form { plan: third });
-    let Event::TrainerFailed { exit: 1, message } = late.event() else {
+    let Event::Passed(FromWorker::RestoreFailed { damaged, reason, .. }) = late.event() else {
         panic!("a damaged part was taken")
     };
-    assert!(message.contains(&part.key) && message.contains("checksum"), "{message}");
+    assert!(
+        damaged && reason.contains(&part.key) && reason.contains("checksum"),
+        "{reason}"
+    );
+    late.stopped(3);
+}
+
+#[test]
+fn buddy_uploads_the_parts_of_a_lost_owner_and_hands_its_history_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut a, mut b) = (start(1, dir.path()), start(2, dir.path()));
+    let first = plan(1, StateName::INITIAL, StateSource::Seed, &[&mut a, &mut b], |lane| {
+        lane % 2
+    });
+    form(&first, &mut [&mut a, &mut b]);
+    let order = |parts: Vec<u32>, spare: Vec<u32>| TrainerOrder::Checkpoint {
+        attempt: 1,
+        at_step: 5,
+        parts,
+        spare,
+        parts_total: 2,
+        since: 0,
+    };
+    // The owner of the state's part never comes so far as to upload it.
+    a.order(order(vec![], vec![1]));
+    b.order(order(vec![1], vec![0]));
+    b.stall_at.store(7, Ordering::SeqCst);
+    for worker in [&a, &b] {
+        let generation = Generation(1);
+        worker.order(TrainerOrder::Run { generation });
+    }
+    let log = uploads(&mut b, 1).remove(0);
+    a.aborts.abort(Generation(1));
+    b.aborts.abort(Generation(1));
+    drop(a);
+    b.stopped(1);
+    b.order(TrainerOrder::UploadSpare {
+        attempt: 1,
+        parts: vec![0],
+    });
+    let (part, base) = uploads(&mut b, 1).remove(0);
+    let key = write_manifest(dir.path(), base, vec![part, log.0]);
+    // An attempt that it knows nothing of.
+    b.order(TrainerOrder::UploadSpare {
+        attempt: 9,
+        parts: vec![0],
+    });
+    let Event::Passed(FromWorker::PartFailed {
+        attempt: 9, failure, ..
+    }) = b.event()
+    else {
+        panic!()
+    };
+    assert_eq!(failure, PartFailure::Store);
+    let mut c = start(3, dir.path());
+    let mut all = [&mut c];
+    let second = plan(2, base, StateSource::Manifest { key }, &all, |_| 0);
+    form_and_run(&second, &mut all);
+    assert_eq!(finish(vec![c], dir.path()), undisturbed(1, |_| 0));
+}
+
+#[test]
+fn worker_that_healed_from_a_peer_writes_the_whole_log_since_the_parent() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut a = start(1, dir.path());
+    let first = plan(1, StateName::INITIAL, StateSource::Seed, &[&mut a], |_| 0);
+    form_and_run(&first, &mut [&mut a]);
+    a.reach(4);
+    a.order(TrainerOrder::StopAfter {
+        generation: Generation(1),
+        step: 0,
+    });
+    a.stopped(1);
+    let base = a.name;
+    let mut b = start(2, dir.path());
+    let second = plan(2, base, StateSource::Peers, &[&mut a, &mut b], |lane| lane % 2);
+    form(&second, &mut [&mut a, &mut b]);
+    let at_step = shape().total_steps();
+    a.order(checkpoint(1, at_step, vec![]));
+    b.order(checkpoint(1, at_step, vec![0, 1]));
+    for worker in [&a, &b] {
+        let generation = Generation(2);
+        worker.order(TrainerOrder::Run { generation });
+    }
+    let (parts, _) = uploaded(&mut b);
+    let path = dir.path().join("checkpoints").join(&parts[1].key);
+    let log = argosy_common::steplog::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let names: Vec<StateName> = log
+        .iter()
+        .map(|record| match record {
+            StepRecord::Applied { name, .. } => *name,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert!(names.iter().map(|n| n.step).eq(1..=at_step), "{names:?}");
+    assert_eq!(names[base.step as usize - 1], base);
 }
 
 #[test]
@@ -233,7 +329,7 @@ fn checkpoint_ordered_too_late_or_with_other_parts_is_answered_as_failed() {
     a.reach(shape().total_steps());
     for (order, why) in [
         (checkpoint(1, 2, vec![0]), "came at step"),
-        (bad_parts(2), "has 1 parts, not 9"),
+        (bad_parts(2), "has 2 parts, not 9"),
     ] {
         a.order(order);
         let Event::Passed(FromWorker::PartFailed { reason, .. }) = a.event() else {
@@ -242,7 +338,7 @@ fn checkpoint_ordered_too_late_or_with_other_parts_is_answered_as_failed() {
         assert!(reason.contains(why), "{reason}");
     }
     // At the end of the run it waits in its generation, and a checkpoint of the last state is still to be had.
-    a.order(checkpoint(3, shape().total_steps(), vec![0]));
+    a.order(checkpoint(3, shape().total_steps(), vec![0, 1]));
     assert_eq!(uploaded(&mut a).1.step, shape().total_steps());
 }
 
@@ -294,7 +390,9 @@ fn checkpoint(attempt: u64, at_step: u64, parts: Vec<u32>) -> TrainerOrder {
         attempt,
         at_step,
         parts,
-        parts_total: 1,
+        spare: Vec::new(),
+        parts_total: 2,
+        since: 0,
     }
 }
 
@@ -303,20 +401,35 @@ fn bad_parts(attempt: u64) -> TrainerOrder {
         attempt,
         at_step: shape().total_steps(),
         parts: vec![0],
+        spare: Vec::new(),
         parts_total: 9,
+        since: 0,
     }
 }
 
-fn uploaded(worker: &mut Worker) -> (PartInfo, StateName) {
-    match worker.event() {
+/// The next `count` parts that were uploaded, by index.
+fn uploads(worker: &mut Worker, count: usize) -> Vec<(PartInfo, StateName)> {
+    let mut parts: Vec<_> = std::iter::repeat_with(|| match worker.event() {
         Event::Passed(FromWorker::PartUploaded { part, name, .. }) => (part, name),
         other => panic!("{other:?}"),
-    }
+    })
+    .take(count)
+    .collect();
+    parts.sort_by_key(|(part, _)| part.index);
+    parts
+}
+
+/// The two parts of a checkpoint in order, and their state.
+fn uploaded(worker: &mut Worker) -> (Vec<PartInfo>, StateName) {
+    let parts = uploads(worker, 2);
+    let name = parts[0].1;
+    (parts.into_iter().map(|(part, _)| part).collect(), name)
 }
 
 fn write_manifest(run_dir: &std::path::Path, name: StateName, parts: Vec<PartInfo>) -> String {
     let manifest = Manifest {
-        version: 1,
+        version: MANIFEST_VERSION,
+        argosy: String::new(),
         run: "test".into(),
         attempt: 1,
         name,
@@ -326,6 +439,9 @@ fn write_manifest(run_dir: &std::path::Path, name: StateName, parts: Vec<PartInf
         index_hash: 0,
         parent: None,
         parts,
+        history: Vec::new(),
+        ledger: PositionCounts::default(),
+        job: serde_json::Value::Null,
         model: serde_json::Value::Null,
     };
     let key = "1/manifest.json".to_owned();

@@ -98,6 +98,43 @@ impl FlatBuffer {
     }
 }
 
+/// Reads a [`FlatBuffer`] from another thread. Its owner writes nothing while one exists; who takes a reader arranges that.
+#[derive(Debug)]
+pub struct FlatReader {
+    /// Keeps the memory.
+    _tensor: Tensor,
+    data: *const f32,
+    len: usize,
+}
+
+// SAFETY: the pointer is into memory that `_tensor` keeps; a tensor's count of owners is atomic.
+unsafe impl Send for FlatReader {}
+
+impl FlatReader {
+    /// The values as bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        if self.len == 0 {
+            return &[];
+        }
+        // SAFETY: `len` initialised floats that live as long as `_tensor`; nobody writes while this reader exists (see the
+        // type's comment).
+        bytes_of(unsafe { std::slice::from_raw_parts(self.data, self.len) })
+    }
+}
+
+impl FlatBuffer {
+    /// A reader for another thread. Until it is dropped nothing may write to the buffer or a view of it.
+    #[must_use]
+    pub fn reader(&self) -> FlatReader {
+        FlatReader {
+            _tensor: self.tensor.shallow_clone(),
+            data: self.data,
+            len: self.len,
+        }
+    }
+}
+
 /// Floats as bytes, without a copy.
 #[must_use]
 pub fn bytes_of(values: &[f32]) -> &[u8] {

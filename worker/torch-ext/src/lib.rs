@@ -4,7 +4,7 @@
 mod ffi;
 mod flat;
 
-pub use flat::{FlatBuffer, bytes_of};
+pub use flat::{FlatBuffer, FlatReader, bytes_of};
 
 use ffi::RawTensor;
 use tch::Tensor;

@@ -2,7 +2,7 @@
 
 use super::{Decision, Ev, Mode, Ring, Run, Worker, busiest};
 use argosy_common::conductor::{Command, Event};
-use argosy_common::events::{FromWorker, PartInfo, Record, RunEvent, StepReport, ToWorker};
+use argosy_common::events::{FromWorker, PartFailure, PartInfo, Record, RunEvent, StepReport, ToWorker};
 use argosy_common::follower::{self, Follower, TrainerOrder};
 use argosy_common::ids::{Generation, StateName};
 use argosy_common::plan::Plan;
@@ -114,6 +114,7 @@ impl Run<'_> {
             stop_after: None,
             silent_at: u64::MAX,
             copies: None,
+            copied: None,
         });
         self.places[place as usize] = Some(worker);
         self.tell(Event::WorkerConnected {
@@ -222,14 +223,17 @@ impl Run<'_> {
                 attempt,
                 at_step,
                 parts,
+                spare,
                 ..
             } => {
-                self.workers[worker].copies = (!parts.is_empty()).then_some((attempt, at_step, parts));
+                let holds = !parts.is_empty() || !spare.is_empty();
+                self.workers[worker].copies = holds.then_some((attempt, at_step, parts));
                 let name = self.workers[worker].name;
                 if name.step >= self.fleet.steps() {
                     self.copies_due(worker, name); // no step is under way any more
                 }
             }
+            TrainerOrder::UploadSpare { attempt, parts } => self.uploads(worker, attempt, parts),
             TrainerOrder::Prime { generation, lanes, .. } => {
                 let message = Box::new(FromWorker::Primed { generation, lanes });
                 self.queue.after(self.fleet.step_ms, Ev::Uploaded { worker, message });
@@ -334,6 +338,29 @@ impl Run<'_> {
             self.workers[worker].copies = Some((attempt, at_step, parts));
             return;
         }
+        if at_step == name.step {
+            self.workers[worker].copied = Some((attempt, name));
+            self.uploads(worker, attempt, parts);
+        } else if !parts.is_empty() {
+            self.part_failed(worker, attempt, PartFailure::Late, format!("past step {at_step}"));
+        }
+    }
+
+    fn part_failed(&mut self, worker: usize, attempt: u64, failure: PartFailure, reason: String) {
+        let message = Box::new(FromWorker::PartFailed {
+            attempt,
+            failure,
+            reason,
+        });
+        self.queue
+            .after(self.fleet.faults.upload_ms, Ev::Uploaded { worker, message });
+    }
+
+    /// Parts of a copied state, own ones or those of a lost owner.
+    fn uploads(&mut self, worker: usize, attempt: u64, parts: Vec<u32>) {
+        let Some((_, name)) = self.workers[worker].copied.filter(|c| c.0 == attempt) else {
+            return self.part_failed(worker, attempt, PartFailure::Store, "no copy".into());
+        };
         for index in parts {
             let part = PartInfo {
                 index,
@@ -341,15 +368,7 @@ impl Run<'_> {
                 bytes: 64 << 20,
                 checksum: 0,
             };
-            let message = if at_step == name.step {
-                FromWorker::PartUploaded { attempt, part, name }
-            } else {
-                FromWorker::PartFailed {
-                    attempt,
-                    reason: format!("past step {at_step}"),
-                }
-            };
-            let message = Box::new(message);
+            let message = Box::new(FromWorker::PartUploaded { attempt, part, name });
             self.queue
                 .after(self.fleet.faults.upload_ms, Ev::Uploaded { worker, message });
         }

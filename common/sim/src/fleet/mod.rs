@@ -15,6 +15,7 @@ use argosy_common::events::{FromWorker, ToWorker};
 use argosy_common::follower::Follower;
 use argosy_common::hash::mix64;
 use argosy_common::ids::{Generation, StateName, Term, WorkerId};
+use argosy_common::ledger::Keep;
 use argosy_common::plan::Plan;
 use argosy_common::rules::Shipped;
 use std::collections::BTreeMap;
@@ -124,6 +125,8 @@ struct Worker {
     /// It falls silent then, as the trace has it: its last signs of life decide when that is noticed.
     silent_at: Ms,
     copies: Option<(u64, u64, Vec<u32>)>,
+    /// The attempt whose state was copied last.
+    copied: Option<(u64, StateName)>,
 }
 
 /// The generation that trains, as a whole: its members go in step.
@@ -200,7 +203,11 @@ impl<'a> Run<'a> {
             failure_budget_ms: fleet.faults.failure_budget_ms,
             worker_errors_max: 1_000_000,
             checkpoint_steps: fleet.faults.checkpoint_steps,
-            keep_last: 3,
+            checkpoint_ms: 0,
+            keep: Keep {
+                last: 3,
+                every_steps: 0,
+            },
             parts_total: fleet.faults.parts(),
         };
         Self {

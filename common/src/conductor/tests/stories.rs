@@ -3,6 +3,7 @@
 use crate::conductor::{Command, Conductor, Event, Head, Restored, Settings};
 use crate::events::{FromWorker, Outcome, Record, RunEvent, StepReport, ToWorker};
 use crate::ids::{Generation, StateName, Term, WorkerId};
+use crate::ledger::Keep;
 use crate::plan::{Plan, StateSource};
 
 fn settings() -> Settings {
@@ -18,7 +19,11 @@ fn settings() -> Settings {
         failure_budget_ms: 1_000,
         worker_errors_max: 3,
         checkpoint_steps: 0,
-        keep_last: 0,
+        checkpoint_ms: 0,
+        keep: Keep {
+            last: 0,
+            every_steps: 0,
+        },
         parts_total: 2,
     }
 }

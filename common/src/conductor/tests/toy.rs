@@ -1,6 +1,6 @@
 //! A worker of the toy world.
 
-use crate::events::{FromWorker, PartInfo, ToWorker};
+use crate::events::{FromWorker, PartFailure, PartInfo, ToWorker};
 use crate::follower::{self, Follower, TrainerOrder};
 use crate::ids::{Generation, StateName, WorkerId};
 use crate::plan::Plan;
@@ -16,6 +16,10 @@ pub(super) struct Worker {
     pub(super) running: bool,
     pub(super) stop_after: Option<u64>,
     pub(super) copies: Vec<(u64, u64, Vec<u32>)>,
+    /// The attempt whose state was copied last: number, state, bits.
+    pub(super) copied: Option<(u64, StateName, u64)>,
+    /// Parts of a lost owner that were asked for.
+    pub(super) wanted: Vec<(u64, Vec<u32>)>,
     pub(super) inbox: VecDeque<ToWorker>,
     pub(super) outbox: VecDeque<FromWorker>,
     pub(super) warm: bool,
@@ -32,6 +36,8 @@ impl Worker {
             running: false,
             stop_after: None,
             copies: Vec::new(),
+            copied: None,
+            wanted: Vec::new(),
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
             warm: false,
@@ -91,6 +97,10 @@ impl Worker {
                 self.copies.push((attempt, at_step, parts));
                 None
             }
+            TrainerOrder::UploadSpare { attempt, parts } => {
+                self.wanted.push((attempt, parts));
+                None
+            }
             TrainerOrder::Prime { generation, lanes, .. } => {
                 Some(follower::Event::Passed(FromWorker::Primed { generation, lanes }))
             }
@@ -105,23 +115,36 @@ impl Worker {
             .partition(|c| c.1 <= name.step);
         self.copies = later;
         let mut told = Vec::new();
+        let failed = |attempt, failure, reason: String| {
+            follower::Event::Passed(FromWorker::PartFailed {
+                attempt,
+                failure,
+                reason,
+            })
+        };
         for (attempt, at_step, parts) in due {
-            for index in parts {
+            if at_step == name.step {
+                self.copied = Some((attempt, name, self.bits));
+                self.wanted.push((attempt, parts));
+            } else if !parts.is_empty() {
+                let reason = format!("{worker} is past step {at_step}");
+                told.push(failed(attempt, PartFailure::Late, reason));
+            }
+        }
+        for (attempt, parts) in std::mem::take(&mut self.wanted) {
+            let Some((_, name, checksum)) = self.copied.filter(|c| c.0 == attempt) else {
+                told.push(failed(attempt, PartFailure::Store, "never copied".into()));
+                continue;
+            };
+            told.extend(parts.into_iter().map(|index| {
                 let part = PartInfo {
                     index,
                     key: format!("{attempt}/{index}"),
                     bytes: 1,
-                    checksum: self.bits,
+                    checksum,
                 };
-                told.push(follower::Event::Passed(if at_step == name.step {
-                    FromWorker::PartUploaded { attempt, part, name }
-                } else {
-                    FromWorker::PartFailed {
-                        attempt,
-                        reason: format!("{worker} is past step {at_step}"),
-                    }
-                }));
-            }
+                follower::Event::Passed(FromWorker::PartUploaded { attempt, part, name })
+            }));
         }
         told
     }

@@ -6,6 +6,7 @@ use crate::conductor::{Command, Conductor, Event, Restored, Settings, View};
 use crate::events::{Outcome, Record, RunEvent, StepReport};
 use crate::follower;
 use crate::ids::{StateName, Term, WorkerId};
+use crate::ledger::Keep;
 use crate::plan::Plan;
 use crate::rng::{Draws, Purpose};
 use crate::sampling::{Sampler, lane_digest};
@@ -79,7 +80,11 @@ impl World {
             failure_budget_ms: 5_000,
             worker_errors_max: 1_000,
             checkpoint_steps: 4,
-            keep_last: 2,
+            checkpoint_ms: 0,
+            keep: Keep {
+                last: 2,
+                every_steps: 0,
+            },
             parts_total: 3,
         };
         Self {
@@ -326,7 +331,7 @@ impl World {
                     }
                 }
                 Command::WriteManifest { attempt, name, .. } => self.to_write.push_back((attempt, name)),
-                Command::CollectGarbage { attempts } => {
+                Command::CollectGarbage { attempts, .. } => {
                     let head = self.conductor.observe().head.map(|h| h.key);
                     for attempt in attempts {
                         let key = format!("{attempt}/manifest.json");

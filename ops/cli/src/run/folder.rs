@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Version of `run.json`.
-pub(crate) const RUN_FILE_VERSION: u32 = 1;
+pub(crate) const RUN_FILE_VERSION: u32 = 2;
 const RUN_FILE: &str = "run.json";
 const LOCK_FILE: &str = "run.lock";
 /// The job as it is trained.
@@ -39,8 +39,25 @@ pub(crate) struct RunFile {
     pub(crate) batch: u32,
     pub(crate) seed: u64,
     pub(crate) total_positions: u64,
-    /// The model in open_clip's JSON form.
+    /// The model, as the worker describes it.
+    #[serde(flatten)]
+    pub(crate) model: Model,
+}
+
+/// What `argosy-worker describe-model` says. Kept with the run, so that a resume need not ask.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Model {
+    /// Trained numbers.
+    pub(crate) parameters: u64,
+    /// Bytes of weights and moments.
+    pub(crate) state_bytes: u64,
+    /// Parts of a checkpoint.
+    pub(crate) parts_total: u32,
+    /// The config in open_clip's JSON form.
     pub(crate) model: serde_json::Value,
+    /// Digest of the weights it starts from.
+    #[serde(default)]
+    pub(crate) pretrained_digest: Option<String>,
 }
 
 /// Reads the frozen facts of the run in `dir`.

@@ -98,6 +98,7 @@ fn options(
     Ok(CoordinatorOptions {
         run: prepared.facts.run.clone(),
         run_dir: prepared.dir.clone(),
+        checkpoints: prepared.checkpoints.objects.clone(),
         job: prepared.loaded.job.clone(),
         job_dir: prepared.loaded.base.clone(),
         index_path: prepared.index_path.clone(),

@@ -1,6 +1,7 @@
 //! `argosy run`: a coordinator in this process, workers as child processes.
 
 mod children;
+mod diff;
 pub(crate) mod folder;
 mod live;
 mod plan;
@@ -16,22 +17,10 @@ use argosy_common::config::Job;
 use argosy_common::exit::Exit;
 use argosy_common::shape::RunShape;
 use argosy_shard_loader::Index;
-use folder::RunFile;
+use argosy_shard_loader::objects::{self, Objects};
+use folder::{Model, RunFile};
 use progress::Summary;
 use std::path::{Path, PathBuf};
-
-/// What `argosy-worker describe-model` says.
-#[derive(Clone, Debug, serde::Deserialize)]
-pub(crate) struct Model {
-    /// Trained numbers.
-    pub(crate) parameters: u64,
-    /// Bytes of weights and moments.
-    pub(crate) state_bytes: u64,
-    /// Parts of a checkpoint.
-    pub(crate) parts_total: u32,
-    /// The config in open_clip's JSON form.
-    pub(crate) model: serde_json::Value,
-}
 
 /// Everything that is decided before the first process starts.
 #[derive(Debug)]
@@ -44,6 +33,8 @@ pub(crate) struct Prepared {
     pub(crate) index_path: PathBuf,
     pub(crate) shape: RunShape,
     pub(crate) facts: RunFile,
+    /// Where checkpoints lie.
+    pub(crate) checkpoints: Objects,
     /// Threads of one worker.
     pub(crate) threads: u32,
     /// The command that goes on with this run.
@@ -63,6 +54,19 @@ pub(crate) fn run(args: &RunArgs) -> Outcome<Exit> {
 
 fn prepare(args: &RunArgs) -> Outcome<Prepared> {
     let mut loaded = job::load(&args.job, &args.sets)?;
+    if let Some(folder) = &args.pretrained {
+        let folder = std::path::absolute(folder).map_err(|e| Failure::io("find", folder, &e))?;
+        loaded.job.model.pretrained = Some(folder.to_string_lossy().into_owned());
+    }
+    if let Some(url) = loaded.job.checkpoint.url.take() {
+        // Workers are told the place, not where to look for it from.
+        let whole = if url.contains("://") {
+            url
+        } else {
+            loaded.base.join(url).to_string_lossy().into_owned()
+        };
+        loaded.job.checkpoint.url = Some(whole);
+    }
     if let Some(workers) = args.workers {
         set_workers(&mut loaded.job, workers);
     }
@@ -89,7 +93,18 @@ fn prepare(args: &RunArgs) -> Outcome<Prepared> {
         loaded.job.train.lanes.get_or_insert(facts.lanes);
     }
     job::freeze(&mut loaded.job, &index);
-    let model = describe_model(&loaded, &dir, &worker)?;
+    let (new, kept) = (dir.join(folder::NEW_JOB_FILE), dir.join(folder::JOB_FILE));
+    let model = match &before {
+        // What was asked once need not be asked again: a resume is quick.
+        Some(facts) => {
+            loaded.job.model.pretrained_digest = facts.model.pretrained_digest.clone();
+            same_job(&loaded, &dir)?;
+            facts.model.clone()
+        }
+        None => describe_model(&loaded, &dir, &worker)?,
+    };
+    loaded.job.model.pretrained_digest = model.pretrained_digest.clone();
+    write_job(&loaded, &new)?;
     let shape = job::shape_of(&loaded.job, &index)?;
     let facts = RunFile {
         version: folder::RUN_FILE_VERSION,
@@ -105,9 +120,11 @@ fn prepare(args: &RunArgs) -> Outcome<Prepared> {
         batch: shape.batch,
         seed: shape.seed,
         total_positions: shape.total_positions,
-        model: model.model.clone(),
+        model: model.clone(),
     };
-    let (new, kept) = (dir.join(folder::NEW_JOB_FILE), dir.join(folder::JOB_FILE));
+    check_space(&loaded.job, &model, &dir)?;
+    let location = loaded.job.checkpoint.location(&dir.to_string_lossy(), &facts.run);
+    let checkpoints = objects::open(&location)?;
     match &before {
         Some(before) => same_run(before, &facts, &dir).inspect_err(|_| drop(std::fs::remove_file(&new)))?,
         None => folder::write(&dir, &facts)?,
@@ -125,6 +142,7 @@ fn prepare(args: &RunArgs) -> Outcome<Prepared> {
         index_path,
         shape,
         facts,
+        checkpoints,
     })
 }
 
@@ -145,35 +163,79 @@ fn new_index(loaded: &LoadedJob, dir: &Path) -> Outcome<(Index, PathBuf)> {
     }
 }
 
-/// Writes the job as it is trained into the run folder and lets the worker read it: what it cannot build ends here. The
-/// copy gets its name when it is known to be the job of the run that the folder holds.
-fn describe_model(loaded: &LoadedJob, dir: &Path, worker: &Path) -> Outcome<Model> {
+/// The job with paths that hold wherever it lies: the run's copy lies elsewhere than the job file.
+fn absolute(loaded: &LoadedJob) -> Job {
     let mut job = loaded.job.clone();
-    // The copy lies elsewhere than the job file that its paths are relative to.
-    job.model.config = job
-        .model
-        .config
-        .map(|file| loaded.base.join(file).to_string_lossy().into_owned());
+    let whole = |path: String| match path.contains("://") {
+        true => path,
+        false => loaded.base.join(path).to_string_lossy().into_owned(),
+    };
+    job.model.config = job.model.config.map(whole);
+    job.model.pretrained = job.model.pretrained.map(whole);
+    job.checkpoint.url = job.checkpoint.url.map(whole);
     for source in &mut job.data.sources {
-        let parts = source
-            .shards
-            .split("::")
-            .map(|part| loaded.base.join(part).to_string_lossy().into_owned());
+        let parts = source.shards.split("::").map(|part| whole(part.to_owned()));
         source.shards = parts.collect::<Vec<_>>().join("::");
     }
-    let path = dir.join(folder::NEW_JOB_FILE);
-    let text = toml::to_string(&job).map_err(|e| {
-        Failure::new(
-            Exit::BadConfig,
-            format!("the job cannot be written to {}: {e}", path.display()),
-        )
+    job
+}
+
+/// Writes the job as it is trained. The copy gets its name when it is known to be the job of the run that the folder holds.
+fn write_job(loaded: &LoadedJob, path: &Path) -> Outcome<()> {
+    let text = toml::to_string(&absolute(loaded)).map_err(|e| {
+        let message = format!("the job cannot be written to {}: {e}", path.display());
+        Failure::new(Exit::BadConfig, message)
     })?;
-    std::fs::write(&path, text).map_err(|e| Failure::io("write", &path, &e))?;
+    std::fs::write(path, text).map_err(|e| Failure::io("write", path, &e))
+}
+
+/// Lets the worker read the job: what it cannot build ends here.
+fn describe_model(loaded: &LoadedJob, dir: &Path, worker: &Path) -> Outcome<Model> {
+    let path = dir.join(folder::NEW_JOB_FILE);
+    write_job(loaded, &path)?;
     let answer = worker::ask(worker, &["describe-model".as_ref(), "--job".as_ref(), path.as_os_str()])?;
     serde_json::from_slice(&answer).map_err(|e| {
         let message = format!("{} describes the model in words unknown here: {e}", worker.display());
         Failure::new(Exit::Conflict, message).help("use argosy and argosy-worker of one build")
     })
+}
+
+/// Refuses a resume whose job differs in what decides the training, and says where.
+fn same_job(loaded: &LoadedJob, dir: &Path) -> Outcome<()> {
+    let path = dir.join(folder::JOB_FILE);
+    let text = std::fs::read_to_string(&path).map_err(|e| Failure::io("read", &path, &e))?;
+    let kept = Job::from_toml(&path.to_string_lossy(), &text)?;
+    match diff::forbidden(&kept, &absolute(loaded)) {
+        changes if changes.is_empty() => Ok(()),
+        changes => Err(diff::refuse(&changes, dir)),
+    }
+}
+
+/// A disk that cannot hold one checkpoint is no place to begin; one that cannot hold those that are kept is worth a word.
+fn check_space(job: &Job, model: &Model, dir: &Path) -> Outcome<()> {
+    let Ok(stat) = nix::sys::statvfs::statvfs(dir) else {
+        return Ok(());
+    };
+    if job.checkpoint.url.as_ref().is_some_and(|url| url.contains("://")) {
+        return Ok(());
+    }
+    let free = stat.blocks_available() * stat.fragment_size();
+    let kept = model
+        .state_bytes
+        .saturating_mul(u64::from(job.checkpoint.keep_last) + 1);
+    let (needs, has) = (out::bytes(model.state_bytes), out::bytes(free));
+    if free < model.state_bytes {
+        let message = format!("a checkpoint takes {needs}, {} has {has} free", dir.display());
+        return Err(Failure::new(Exit::NoCapacity, message).help("make room, or set checkpoint.url to another place"));
+    }
+    if free < kept {
+        let note = out::style("note:", out::YELLOW);
+        out::say(&format!(
+            "{note} {has} are free, checkpoints of {needs} are kept {} times",
+            job.checkpoint.keep_last
+        ));
+    }
+    Ok(())
 }
 
 /// A resumed run trains what it began with (rule L3).

@@ -304,6 +304,9 @@ impl Progress {
             RunEvent::CheckpointAbandoned { attempt, reason } => {
                 warn(&format!("checkpoint {attempt} given up: {reason}"))
             }
+            RunEvent::CheckpointRejected { key, reason } => {
+                warn(&format!("checkpoint {key} is damaged and passed over: {reason}"))
+            }
             RunEvent::RunStarted { .. }
             | RunEvent::GenerationActivated { .. }
             | RunEvent::GenerationClosing { .. }

@@ -1,0 +1,220 @@
+//! `argosy checkpoints`: what a run has committed, and what of it is still there. Also the history that lies in checkpoints.
+
+use crate::args::{CheckpointsArgs, Format};
+use crate::fail::{Failure, Outcome};
+use crate::out::{self, Table};
+use crate::run::folder::{self, RunFile};
+use argosy_common::config::{CheckpointConfig, Job};
+use argosy_common::events::{MANIFEST_VERSION, Manifest, Record, RunEvent, StampedEvent};
+use argosy_common::exit::Exit;
+use argosy_common::ids::StateName;
+use argosy_common::steplog::{self, StepRecord};
+use argosy_coordinator::EVENTS_FILE;
+use argosy_shard_loader::objects::{self, Objects};
+use object_store::ObjectStoreExt as _;
+use object_store::path::Path as Key;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Keys of manifests with their states, oldest first.
+type Committed = Vec<(String, StateName)>;
+/// Keys of damaged ones with the reason.
+type Rejected = BTreeMap<String, String>;
+
+/// One committed checkpoint.
+#[derive(Debug, Serialize)]
+struct Line {
+    key: String,
+    step: u64,
+    applied_gen: u64,
+    /// `head`, `kept`, `expired`, `rejected` or `damaged`.
+    state: &'static str,
+    positions_seen: Option<u64>,
+    parts: Option<usize>,
+    bytes: Option<u64>,
+    reason: Option<String>,
+}
+
+pub(crate) fn run(args: &CheckpointsArgs) -> Outcome<Exit> {
+    let facts = folder::read(&args.run)?;
+    let (committed, rejected) = events(&args.run)?;
+    let store = open(&args.run, &facts)?;
+    let runtime = runtime()?;
+    let head = committed.iter().rev().find(|(key, _)| !rejected.contains_key(key));
+    let head = head.map(|(key, _)| key.clone());
+    let mut lines = Vec::new();
+    for (key, name) in &committed {
+        let read = runtime.block_on(manifest(&store, key));
+        let mut line = Line {
+            key: key.clone(),
+            step: name.step,
+            applied_gen: name.applied_gen.0,
+            state: if head.as_ref() == Some(key) { "head" } else { "kept" },
+            positions_seen: None,
+            parts: None,
+            bytes: None,
+            reason: rejected.get(key).cloned(),
+        };
+        match read {
+            Ok(Some(manifest)) => {
+                line.positions_seen = Some(manifest.positions_seen);
+                line.parts = Some(manifest.parts.len());
+                line.bytes = Some(manifest.parts.iter().map(|p| p.bytes).sum());
+            }
+            Ok(None) => line.state = "expired",
+            Err(why) => {
+                line.state = "damaged";
+                line.reason = Some(why);
+            }
+        }
+        if rejected.contains_key(key) {
+            line.state = "rejected";
+        }
+        lines.push(line);
+    }
+    match args.output.output {
+        Format::Json => out::json(&serde_json::json!({
+            "version": 1, "run": facts.run, "total_positions": facts.total_positions, "checkpoints": lines,
+        }))?,
+        Format::Table => out::data(&table(&lines))?,
+    }
+    if lines.is_empty() {
+        out::hint("none is committed yet");
+    } else {
+        let run = args.run.display();
+        out::hint(&format!("next: argosy export {run} -o DIR"));
+        out::hint(&format!(
+            "      argosy eval zero-shot --checkpoint {run} --data SHARDS --classes FILE --templates FILE"
+        ));
+    }
+    Ok(Exit::Ok)
+}
+
+fn table(lines: &[Line]) -> String {
+    let mut table = Table::new(&["manifest", "step", "positions", "parts", "bytes", "state"]);
+    let shown = |value: Option<u64>, as_text: fn(u64) -> String| value.map_or("-".into(), as_text);
+    for line in lines {
+        let state = match &line.reason {
+            Some(reason) => format!("{}: {reason}", line.state),
+            None => line.state.to_owned(),
+        };
+        table.row(&[
+            line.key.clone(),
+            out::count(line.step),
+            shown(line.positions_seen, out::count),
+            shown(line.parts.map(|p| p as u64), out::count),
+            shown(line.bytes, out::bytes),
+            state,
+        ]);
+    }
+    table.render()
+}
+
+/// Checkpoints in the order of their commits, and those that were rejected with the reason. From the journal, not from the
+/// store of records: that is locked while the run is under way.
+fn events(run: &Path) -> Outcome<(Committed, Rejected)> {
+    let path = run.join(EVENTS_FILE);
+    let text = match std::fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        text => text.map_err(|e| Failure::io("read", &path, &e))?,
+    };
+    let (mut committed, mut rejected) = (Committed::new(), Rejected::new());
+    for line in text.lines() {
+        match serde_json::from_str::<StampedEvent>(line).map(|stamped| stamped.event) {
+            Ok(RunEvent::CheckpointCommitted { key, name }) => committed.push((key, name)),
+            Ok(RunEvent::CheckpointRejected { key, reason }) => {
+                rejected.insert(key, reason);
+            }
+            _ => {} // a line that a kill cut off tells nothing
+        }
+    }
+    Ok((committed, rejected))
+}
+
+fn runtime() -> Outcome<tokio::runtime::Runtime> {
+    let built = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
+    built.map_err(|e| Failure::new(Exit::NoCapacity, format!("cannot start a thread: {e}")))
+}
+
+/// The place of a run's checkpoints, wherever the run folder lies now.
+fn open(run: &Path, facts: &RunFile) -> Outcome<Objects> {
+    let path = run.join(folder::JOB_FILE);
+    let here = run.to_string_lossy();
+    let location = match std::fs::read_to_string(&path) {
+        Ok(text) => Job::from_toml(&path.to_string_lossy(), &text)?
+            .checkpoint
+            .location(&here, &facts.run),
+        Err(_) => CheckpointConfig::default().location(&here, &facts.run),
+    };
+    Ok(objects::open(&location)?)
+}
+
+/// A manifest; `None` when it is not there.
+async fn manifest(store: &Objects, key: &str) -> Result<Option<Manifest>, String> {
+    let bytes = match get(store, key).await {
+        Err(object_store::Error::NotFound { .. }) => return Ok(None),
+        bytes => bytes.map_err(|e| e.to_string())?,
+    };
+    let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
+    match manifest.version {
+        MANIFEST_VERSION => Ok(Some(manifest)),
+        other => Err(format!("format version {other}, this Argosy reads {MANIFEST_VERSION}")),
+    }
+}
+
+async fn get(store: &Objects, key: &str) -> object_store::Result<Vec<u8>> {
+    let object = store.objects.get(&Key::from(key)).await?;
+    Ok(object.bytes().await?.to_vec())
+}
+
+/// The step logs that lie in the checkpoints of the lineage (rule AU1), by a name that says which. What cannot be read is
+/// said and left out: the audit then misses it, unless the run folder has the steps too.
+pub(crate) fn history(run: &Path, facts: &RunFile, records: &[Record]) -> Outcome<BTreeMap<String, Vec<StepRecord>>> {
+    let mut logs = BTreeMap::new();
+    let rejected: BTreeSet<&str> = records
+        .iter()
+        .filter_map(|record| match record {
+            Record::CheckpointRejected { key, .. } => Some(key.as_str()),
+            _ => None,
+        })
+        .collect();
+    let head = records.iter().rev().find_map(|record| match record {
+        Record::CheckpointCommitted { key, .. } if !rejected.contains(key.as_str()) => Some(key),
+        _ => None,
+    });
+    let Some(head) = head else { return Ok(logs) };
+    let store = open(run, facts)?;
+    let runtime = runtime()?;
+    let note = |what: &str, why: &str| out::say(&format!("{} {what}: {why}", out::style("note:", out::YELLOW)));
+    let manifest = match runtime.block_on(manifest(&store, head)) {
+        Ok(Some(manifest)) => manifest,
+        Ok(None) => {
+            note(head, "it is not there; its history is not looked at");
+            return Ok(logs);
+        }
+        Err(why) => {
+            note(head, &why);
+            return Ok(logs);
+        }
+    };
+    for log in &manifest.history {
+        let read = runtime.block_on(get(&store, &log.part.key));
+        let text = read.map_err(|e| e.to_string()).and_then(|bytes| {
+            match argosy_common::hash::digest64(&bytes) == log.part.checksum {
+                true => String::from_utf8(bytes).map_err(|e| e.to_string()),
+                false => Err("its checksum is not the manifest's".into()),
+            }
+        });
+        match text.and_then(|text| steplog::parse(&text).map_err(|(line, why)| format!("line {line}: {why}"))) {
+            Ok(records) => {
+                logs.insert(format!("checkpoint {}", log.attempt), records);
+            }
+            Err(why) => note(&log.part.key, &why),
+        }
+    }
+    Ok(logs)
+}

@@ -1,0 +1,194 @@
+//! Runs that are left and gone on with, by Ctrl-C and by kill -9, on other numbers of workers: at the end stands what the
+//! undisturbed run gives, bit for bit. Twin in the simulator: worlds whose coordinators fall.
+
+use crate::harness::{self, Run, audit, my_turn, text};
+use crate::{Stage, stage, wait_for_step};
+use argosy_common::events::RunEvent;
+use argosy_common::exit::Exit;
+use nix::sys::signal::Signal;
+use std::path::{Path, PathBuf};
+
+const EPOCHS: u32 = 12;
+/// 250 rows an epoch, 24 a step.
+const STEPS: u64 = 125;
+const EXACT: [&str; 2] = ["--set", "train.deterministic=true"];
+
+/// The weights of a run's last checkpoint, as `argosy export` writes them.
+fn weights(run: &Path) -> Vec<u8> {
+    let out = PathBuf::from(format!("{}-exported", text(run)));
+    let (code, _, said) = harness::argosy_to_end(&["export", text(run), "-o", text(&out)]);
+    assert_eq!(code, Some(0), "{said}");
+    std::fs::read(out.join("open_clip_model.safetensors")).expect("weights")
+}
+
+fn undisturbed(stage: &Stage) -> Vec<u8> {
+    let dir = stage.path("undisturbed");
+    let mut run = Run::start(&stage.job, &dir, 1, &EXACT);
+    assert_eq!(run.wait_for_end(), 0, "{}", run.dump());
+    weights(&dir)
+}
+
+fn start(stage: &Stage, dir: &Path, workers: u32) -> Run {
+    let mut more = EXACT.to_vec();
+    if dir.join("run.json").exists() {
+        more.push("--resume");
+    }
+    Run::start(&stage.job, dir, workers, &more)
+}
+
+/// Steps in the last checkpoint of the run in `dir`.
+fn head(dir: &Path) -> u64 {
+    let (code, out, said) = harness::argosy_to_end(&["checkpoints", text(dir), "-o", "json"]);
+    assert_eq!(code, Some(0), "{said}");
+    let listed: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let lines = listed["checkpoints"].as_array().expect("a list");
+    let head = lines.iter().find(|line| line["state"] == "head");
+    head.and_then(|line| line["step"].as_u64()).unwrap_or(0)
+}
+
+/// Leaves the run at its next step from `step` on, politely or not; nothing may be left behind.
+fn leave(run: &mut Run, dir: &Path, step: u64, politely: bool) {
+    wait_for_step(run, step);
+    if politely {
+        run.signal(Signal::SIGINT);
+        let code = run.wait_for_end();
+        let interrupted = i32::from(Exit::Interrupted.code());
+        assert!(code == interrupted || code == 0, "exit {code}\n{}", run.dump());
+        assert!(
+            code == 0 || run.dump().contains("--resume"),
+            "how to go on is not said\n{}",
+            run.dump()
+        );
+        assert!(head(dir) >= step, "Ctrl-C takes a checkpoint first\n{}", run.dump());
+        return;
+    }
+    let pids: Vec<u32> = run
+        .events()
+        .iter()
+        .filter_map(harness::spawned)
+        .map(|(_, pid)| pid)
+        .collect();
+    run.signal(Signal::SIGKILL);
+    run.wait_until_gone(&pids);
+}
+
+fn finish(stage: &Stage, dir: &Path, workers: u32) -> serde_json::Value {
+    let mut run = start(stage, dir, workers);
+    assert_eq!(run.wait_for_end(), 0, "{}", run.dump());
+    let report = audit(dir);
+    assert_eq!(report["finished"], true, "{report:#}");
+    assert_eq!(report["trained"], 250 * u64::from(EPOCHS), "{report:#}");
+    report
+}
+
+#[test]
+fn story_run_left_politely_and_outright_on_three_one_and_two_workers_ends_with_the_undisturbed_bits() {
+    let _turn = my_turn();
+    let stage = stage(EPOCHS, "[checkpoint]\nevery_samples = 240\n");
+    let dir = stage.path("run");
+    let mut run = start(&stage, &dir, 3);
+    leave(&mut run, &dir, 12, true);
+    let first = head(&dir);
+    let mut run = start(&stage, &dir, 1);
+    leave(&mut run, &dir, first + 25, false);
+    let second = head(&dir);
+    assert!(second > first, "a checkpoint was committed on the way");
+    let report = finish(&stage, &dir, 2);
+    assert!(report["resumed"].as_u64() >= Some(2), "{report:#}");
+    assert!(weights(&dir) == undisturbed(&stage), "the bits differ");
+
+    // Whoever holds the checkpoints holds the history: without the workers' own logs the audit says the same.
+    std::fs::rename(dir.join("steps"), stage.path("steps")).expect("step logs");
+    let elsewhere = audit(&dir);
+    assert_eq!(
+        (&elsewhere["trained"], &elsewhere["holds"]),
+        (&report["trained"], &serde_json::json!(true))
+    );
+}
+
+#[test]
+fn story_damaged_checkpoint_is_passed_over_and_told_and_the_older_one_gives_the_same_bits() {
+    let _turn = my_turn();
+    let stage = stage(EPOCHS, "[checkpoint]\nevery_samples = 240\n");
+    let dir = stage.path("run");
+    let mut run = start(&stage, &dir, 2);
+    leave(&mut run, &dir, 40, true);
+    let newest = head(&dir);
+    let (_, out, _) = harness::argosy_to_end(&["checkpoints", text(&dir), "-o", "json"]);
+    let listed: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let lines = listed["checkpoints"].as_array().expect("a list").clone();
+    let key = lines.iter().find(|l| l["state"] == "head").expect("a head")["key"]
+        .as_str()
+        .expect("a key")
+        .to_owned();
+    let part = dir
+        .join("checkpoints")
+        .join(key.replace("manifest.json", "part-00000.safetensors"));
+    let mut bytes = std::fs::read(&part).expect("a part");
+    *bytes.last_mut().expect("bytes") ^= 1;
+    std::fs::write(&part, bytes).expect("a part");
+
+    let mut run = start(&stage, &dir, 1);
+    let rejected = run.wait_for_event("the checkpoint is rejected", |event| match event {
+        RunEvent::CheckpointRejected { key, reason } => Some((key.clone(), reason.clone())),
+        _ => None,
+    });
+    assert!(rejected.0 == key && rejected.1.contains("checksum"), "{rejected:?}");
+    let resumed = run.wait_for_event("the run resumes", |event| match event {
+        RunEvent::Resumed { name, .. } if name.step < newest => Some(name.step),
+        _ => None,
+    });
+    assert!(resumed > 0, "an older checkpoint is used: {}", run.dump());
+    assert_eq!(run.wait_for_end(), 0, "{}", run.dump());
+    audit(&dir);
+    assert!(weights(&dir) == undisturbed(&stage), "the bits differ");
+}
+
+#[test]
+fn story_changed_job_is_refused_with_old_and_new_value_and_another_cadence_is_not() {
+    let _turn = my_turn();
+    let stage = stage(2, "");
+    let dir = stage.path("run");
+    let mut run = Run::start(&stage.job, &dir, 1, &[]);
+    assert_eq!(run.wait_for_end(), 0, "{}", run.dump());
+    let again =
+        |set: &str| harness::argosy_to_end(&["run", text(&stage.job), "--run", text(&dir), "--resume", "--set", set]);
+    let (code, _, said) = again("train.lr=0.5");
+    assert_eq!(code, Some(i32::from(Exit::Conflict.code())), "{said}");
+    assert!(said.contains("train.lr: 0.001 -> 0.5"), "{said}");
+    let (code, _, said) = again("checkpoint.every_s=5");
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+#[ignore = "thirty runs: some minutes"]
+fn story_runs_left_at_thirty_random_moments_end_with_the_undisturbed_bits() {
+    let _turn = my_turn();
+    let stage = stage(EPOCHS, "[checkpoint]\nevery_samples = 240\n");
+    let expected = undisturbed(&stage);
+    let seed = u64::from(std::process::id());
+    println!("SEED leave {seed}");
+    let draw = |moment: u64, what: u64| argosy_common::hash::digest64(format!("{seed} {moment} {what}").as_bytes());
+    let mut moment = 0;
+    for round in 0.. {
+        let dir = stage.path(&format!("run-{round}"));
+        for workers in [3, 1, 2].into_iter().cycle() {
+            if moment >= 30 || head_or_none(&dir) + 20 >= STEPS {
+                break;
+            }
+            let mut run = start(&stage, &dir, workers);
+            let at = head_or_none(&dir) + 1 + draw(moment, 0) % 30;
+            leave(&mut run, &dir, at.min(STEPS - 10), draw(moment, 1) % 2 == 0);
+            moment += 1;
+        }
+        finish(&stage, &dir, 2);
+        assert!(weights(&dir) == expected, "round {round}: the bits differ");
+        if moment >= 30 {
+            return;
+        }
+    }
+}
+
+fn head_or_none(dir: &Path) -> u64 {
+    if dir.join("run.json").exists() { head(dir) } else { 0 }
+}
