@@ -102,9 +102,6 @@ pub struct DataConfig {
     /// Which samples the index keeps; all by default (rule L6).
     #[serde(default)]
     pub filter: FilterConfig,
-    /// What is kept on this machine's disk.
-    #[serde(default)]
-    pub cache: CacheConfig,
     /// Training augmentation.
     #[serde(default)]
     pub aug_cfg: AugmentationConfig,
@@ -133,32 +130,6 @@ pub struct FilterConfig {
     pub caption_chars: Option<[u32; 2]>,
     /// Conditions on fields of the sample's JSON, as in `similarity >= 0.3`.
     pub conditions: Vec<String>,
-}
-
-/// What a worker keeps on its own disk so that it need not be read or decoded again.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CacheConfig {
-    /// Folder of the cache; none by default. Workers of one machine may share it.
-    pub dir: Option<String>,
-    /// Most bytes in it; the oldest go first.
-    pub bytes_max: u64,
-    /// Keeps decoded pictures, shrunk to `decoded_short_side`, instead of shard bytes. Crops then come from the shrunk
-    /// picture, so pixels are not those of a run without it.
-    pub decoded: bool,
-    /// Shorter side of a kept picture.
-    pub decoded_short_side: u32,
-}
-
-impl Default for CacheConfig {
-    fn default() -> Self {
-        Self {
-            dir: None,
-            bytes_max: 64 << 30,
-            decoded: false,
-            decoded_short_side: 288,
-        }
-    }
 }
 
 /// One set of shards.

@@ -166,7 +166,7 @@ impl<'a> Found<'a> {
             bytes: facts.bytes,
             etag: facts.etag.as_deref(),
         };
-        let archive = ChunkedShard::open(store, request);
+        let archive = ChunkedShard::open(store, &request);
         let filter = &self.config.build.filter;
         let walked = walk_shard(archive, keys, filter, |group, fate, archive| {
             self.sample(group, fate, archive, keys, picture)
@@ -181,7 +181,7 @@ impl<'a> Found<'a> {
         &mut self,
         group: &Group,
         fate: Fate,
-        archive: &mut ChunkedShard<'_>,
+        archive: &mut ChunkedShard,
         keys: &Keys,
         picture: &mut Rgb,
     ) -> Result<(), DataError> {

@@ -3,17 +3,21 @@
 use crate::decode::{Rgb, decode};
 use crate::error::DataError;
 use crate::expand;
+use crate::index::ChunkedShard;
 use crate::sample::{Group, Grouper, Keys};
-use crate::store::{ObjectFacts, ReadRequest, RetryPolicy, Store};
-use crate::tar::Walker;
+use crate::store::{ReadRequest, RetryPolicy, Store};
+use crate::tar::{ReadAt, Walker};
 use crate::transform::{ResizeMode, Transformer};
 use argosy_common::steplog::MaskReason;
 use bytes::Bytes;
+use rayon::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
-/// Largest shard of an evaluation, in bytes: far above what shards are, and below what would get the process killed.
-const SHARD_BYTES_MAX: u64 = 8 << 30;
+/// Samples with more bytes are left out (`bytes`), as a job's default has it.
+const SAMPLE_BYTES_MAX: u64 = 64 << 20;
+/// Samples that are read and decoded together, on all cores.
+const AHEAD: usize = 32;
 
 /// How evaluation pictures are prepared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,17 +55,22 @@ pub struct EvalReader {
     config: EvalConfig,
     keys: Keys,
     open: Option<OpenShard>,
-    transformer: Transformer,
-    picture: Rgb,
+    ready: VecDeque<Result<EvalSample, MaskReason>>,
     left_out: BTreeMap<MaskReason, u64>,
     damaged: Vec<String>,
 }
 
+/// A shard on its way: only the sample at hand is held.
 #[derive(Debug)]
 struct OpenShard {
-    bytes: Bytes,
-    groups: VecDeque<Group>,
+    location: String,
+    walker: Walker<ChunkedShard>,
+    grouper: Grouper,
+    done: bool,
 }
+
+/// A sample's bytes and where its members lie in them.
+type Raw = (Bytes, Group);
 
 impl EvalReader {
     /// Opens the shards that `shards` names (pattern, folder or file); relative paths start at `base`.
@@ -77,8 +86,7 @@ impl EvalReader {
             keys: Keys::new(&config.image_key, &config.text_key),
             config,
             open: None,
-            transformer: Transformer::default(),
-            picture: Rgb::default(),
+            ready: VecDeque::new(),
             left_out: BTreeMap::new(),
             damaged: Vec::new(),
         })
@@ -90,13 +98,32 @@ impl EvalReader {
     /// When a shard cannot be read.
     pub fn next_sample(&mut self) -> Result<Option<EvalSample>, DataError> {
         loop {
-            let Some((bytes, group)) = self.next_group()? else {
-                return Ok(None);
-            };
-            match self.sample(&bytes, &group) {
-                Ok(sample) => return Ok(Some(sample)),
-                Err(reason) => *self.left_out.entry(reason).or_default() += 1,
+            if let Some(sample) = self.ready.pop_front() {
+                match sample {
+                    Ok(sample) => return Ok(Some(sample)),
+                    Err(reason) => *self.left_out.entry(reason).or_default() += 1,
+                }
+                continue;
             }
+            let mut raw = Vec::with_capacity(AHEAD);
+            while raw.len() < AHEAD {
+                match self.next_raw()? {
+                    Some(next) => raw.push(next),
+                    None => break,
+                }
+            }
+            if raw.is_empty() {
+                return Ok(None);
+            }
+            let (config, keys) = (&self.config, &self.keys);
+            let decoded: Vec<_> = raw
+                .into_par_iter()
+                .map_init(
+                    || (Transformer::default(), Rgb::default()),
+                    |(transformer, picture), raw| sample(&raw?, config, keys, transformer, picture),
+                )
+                .collect();
+            self.ready = decoded.into();
         }
     }
 
@@ -112,75 +139,95 @@ impl EvalReader {
         &self.damaged
     }
 
-    fn next_group(&mut self) -> Result<Option<(Bytes, Group)>, DataError> {
+    /// The next sample's bytes, or why it is left out unread.
+    fn next_raw(&mut self) -> Result<Option<Result<Raw, MaskReason>>, DataError> {
         loop {
-            if let Some(open) = &mut self.open
-                && let Some(group) = open.groups.pop_front()
-            {
-                return Ok(Some((open.bytes.clone(), group)));
+            if self.open.is_none() {
+                let Some(location) = self.shards.pop_front() else {
+                    return Ok(None);
+                };
+                self.open = self.open_shard(location)?;
             }
-            let Some(location) = self.shards.pop_front() else {
-                return Ok(None);
+            let Some(open) = &mut self.open else { continue };
+            let group = match open.walker.next() {
+                Some(Ok(member)) => open.grouper.push(&member),
+                Some(Err(error @ DataError::Tar { .. })) => {
+                    self.damaged.push(format!("{}: {error}", open.location));
+                    None
+                }
+                Some(Err(error)) => return Err(error),
+                None => {
+                    open.done = true;
+                    std::mem::take(&mut open.grouper).finish()
+                }
             };
-            self.open = Some(self.read_shard(&location)?);
-        }
-    }
-
-    fn read_shard(&mut self, location: &str) -> Result<OpenShard, DataError> {
-        let ObjectFacts { bytes: size, etag, .. } = self.store.facts(location)?;
-        if size == 0 {
-            self.damaged.push(format!("{location}: the file is empty"));
-            return Ok(OpenShard {
-                bytes: Bytes::new(),
-                groups: VecDeque::new(),
-            });
-        }
-        if size > SHARD_BYTES_MAX {
-            return Err(DataError::Io {
-                file: location.to_owned(),
-                error: format!(
-                    "{size} bytes; evaluation holds a whole shard in memory and takes at most {SHARD_BYTES_MAX}, split it"
-                ),
-            });
-        }
-        let bytes = self.store.read(&ReadRequest {
-            location,
-            range: 0..size,
-            bytes: size,
-            etag: etag.as_deref(),
-        })?;
-        let mut grouper = Grouper::default();
-        let mut groups = VecDeque::new();
-        for member in Walker::new(bytes.clone()) {
-            match member {
-                Ok(member) => groups.extend(grouper.push(&member)),
-                Err(error) => self.damaged.push(format!("{location}: {error}")),
+            let mut found = None;
+            if let Some(group) = group {
+                let archive = open.walker.archive();
+                let range = group.start..group.end.min(archive.size());
+                found = Some(if range.end - range.start > SAMPLE_BYTES_MAX {
+                    Err(MaskReason::Bytes)
+                } else {
+                    Ok((archive.read_at(range)?, group))
+                });
+            }
+            if open.done {
+                self.open = None;
+            }
+            if found.is_some() {
+                return Ok(found);
             }
         }
-        groups.extend(grouper.finish());
-        Ok(OpenShard { bytes, groups })
     }
 
-    fn sample(&mut self, bytes: &Bytes, group: &Group) -> Result<EvalSample, MaskReason> {
-        let slice = |range: std::ops::Range<u64>| &bytes[range.start as usize..range.end as usize];
-        let image = group.image(&self.keys).ok_or(MaskReason::Missing)?;
-        let text = |range| std::str::from_utf8(slice(range)).map_err(|_| MaskReason::Caption);
-        let class = group.get("cls").map(text).transpose()?;
-        let class = class
-            .map(|c| c.trim().parse().map_err(|_| MaskReason::Caption))
-            .transpose()?;
-        // Classification needs picture and class only: a caption nobody can read takes nothing from the sample.
-        let caption = group.captions(&self.keys, slice).into_iter().next().map(|c| c.text);
-        decode(slice(image), self.config.max_image_pixels, &mut self.picture)?;
-        let side = self.config.image_size as usize;
-        let mut pixels = vec![0; side * side * 3];
-        self.transformer
-            .evaluate(&self.picture, side, self.config.resize_mode, &mut pixels);
-        Ok(EvalSample {
-            key: group.key.clone(),
-            pixels,
-            class,
-            caption,
-        })
+    fn open_shard(&mut self, location: String) -> Result<Option<OpenShard>, DataError> {
+        let facts = self.store.facts(&location)?;
+        if facts.bytes == 0 {
+            self.damaged.push(format!("{location}: the file is empty"));
+            return Ok(None);
+        }
+        let request = ReadRequest {
+            location: &location,
+            range: 0..0,
+            bytes: facts.bytes,
+            etag: facts.etag.as_deref(),
+        };
+        let walker = Walker::new(ChunkedShard::open(&self.store, &request));
+        Ok(Some(OpenShard {
+            location,
+            walker,
+            grouper: Grouper::default(),
+            done: false,
+        }))
     }
+}
+
+/// Decodes one sample.
+fn sample(
+    (bytes, group): &Raw,
+    config: &EvalConfig,
+    keys: &Keys,
+    transformer: &mut Transformer,
+    picture: &mut Rgb,
+) -> Result<EvalSample, MaskReason> {
+    let slice =
+        |range: std::ops::Range<u64>| &bytes[(range.start - group.start) as usize..(range.end - group.start) as usize];
+    let image = group.image(keys).ok_or(MaskReason::Missing)?;
+    let text = |range| std::str::from_utf8(slice(range)).map_err(|_| MaskReason::Caption);
+    let class = group.get("cls").map(text).transpose()?;
+    let class = class
+        .map(|c| c.trim().parse().map_err(|_| MaskReason::Caption))
+        .transpose()?;
+    // Classification needs picture and class only: a caption nobody can read takes nothing from the sample.
+    let caption = group.captions(keys, slice).into_iter().next().map(|c| c.text);
+    decode(slice(image), config.max_image_pixels, picture)?;
+    let side = config.image_size as usize;
+    let mut pixels = vec![0; side * side * 3];
+    transformer.evaluate(picture, side, config.resize_mode, &mut pixels);
+    Ok(EvalSample {
+        key: group.key.clone(),
+        pixels,
+        class,
+        caption,
+    })
 }

@@ -35,6 +35,6 @@ pub use batch::LaneBatch;
 pub use error::{BlockCause, DataError, LoaderError};
 pub use eval::{EvalConfig, EvalReader, EvalSample};
 pub use index::{BuildConfig, BuildReport, Filter, Index, Progress};
-pub use loader::{Loader, LoaderConfig, LoaderStats};
+pub use loader::{Loader, LoaderConfig, LoaderStats, StageReport};
 pub use store::{RetryPolicy, Store};
 pub use tokenize::Tokenizer;

@@ -192,17 +192,6 @@ fn check_captions(file: &str, job: &Job) -> Result<(), ConfigError> {
             "a list of ids as well",
         );
     }
-    if data.cache.decoded && data.cache.dir.is_none() {
-        return refuse(
-            "data.cache.decoded",
-            "true without data.cache.dir".into(),
-            "a folder for the cache",
-        );
-    }
-    if !(16..=4096).contains(&data.cache.decoded_short_side) {
-        let value = data.cache.decoded_short_side.to_string();
-        return refuse("data.cache.decoded_short_side", value, "16 to 4096 pixels");
-    }
     Ok(())
 }
 

@@ -48,13 +48,11 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "caption_draw",
             "caption_weights",
             "filter",
-            "cache",
             "aug_cfg",
         ],
     ),
     ("data.sources", &["name", "shards"]),
     ("data.filter", &["ids", "id_field", "caption_chars", "conditions"]),
-    ("data.cache", &["dir", "bytes_max", "decoded", "decoded_short_side"]),
     (
         "data.aug_cfg",
         &["scale", "ratio", "color_jitter", "color_jitter_prob", "gray_scale_prob"],
@@ -170,8 +168,8 @@ fn line_of_key(text: &str, key: &str) -> usize {
 #[cfg(test)]
 pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
     use crate::config::{
-        AugmentationConfig, CacheConfig, CaptionDraw, CheckpointConfig, DataConfig, FailureConfig, FilterConfig,
-        ModelConfig, Source, TrainConfig, WorkersConfig,
+        AugmentationConfig, CaptionDraw, CheckpointConfig, DataConfig, FailureConfig, FilterConfig, ModelConfig,
+        Source, TrainConfig, WorkersConfig,
     };
     fn keys<T: serde::Serialize>(value: &T) -> Vec<String> {
         let json = serde_json::to_value(value).expect("our structs serialise");
@@ -195,7 +193,6 @@ pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
         caption_draw: CaptionDraw::First,
         caption_weights: Vec::new(),
         filter: FilterConfig::default(),
-        cache: CacheConfig::default(),
         aug_cfg: AugmentationConfig::default(),
     };
     vec![
@@ -203,7 +200,6 @@ pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
         ("data", keys(&data)),
         ("data.sources", keys(&source)),
         ("data.filter", keys(&FilterConfig::default())),
-        ("data.cache", keys(&CacheConfig::default())),
         ("data.aug_cfg", keys(&AugmentationConfig::default())),
         ("train", keys(&TrainConfig::default())),
         ("workers", keys(&WorkersConfig::default())),

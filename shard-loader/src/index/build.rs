@@ -343,7 +343,7 @@ impl Work<'_> {
             bytes: base.bytes,
             etag: base.etag.as_deref(),
         };
-        let archive = ChunkedShard::open(self.store, request);
+        let archive = ChunkedShard::open(self.store, &request);
         let walked = walk_shard(archive, &self.keys, &self.config.filter, |_, _, _| Ok(()))?;
         let samples = walked.kept.len() as u32;
         let wrong = claimed

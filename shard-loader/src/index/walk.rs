@@ -29,22 +29,27 @@ pub(crate) enum Fate {
 }
 
 /// A shard read by chunks, keeping the last.
-pub(crate) struct ChunkedShard<'a> {
-    store: &'a Store,
-    request: ReadRequest<'a>,
+#[derive(Debug)]
+pub(crate) struct ChunkedShard {
+    store: Store,
+    location: String,
+    bytes: u64,
+    etag: Option<String>,
     file: Option<File>,
     chunk: Bytes,
     chunk_start: u64,
 }
 
-impl<'a> ChunkedShard<'a> {
+impl ChunkedShard {
     /// `request` names the shard; its range does not matter.
-    pub(crate) fn open(store: &'a Store, request: ReadRequest<'a>) -> Self {
+    pub(crate) fn open(store: &Store, request: &ReadRequest<'_>) -> Self {
         // A file that cannot be opened here fails in the store's words at the first read.
         let file = (!is_url(request.location)).then(|| File::open(request.location).ok());
         Self {
-            store,
-            request,
+            store: store.clone(),
+            location: request.location.to_owned(),
+            bytes: request.bytes,
+            etag: request.etag.map(str::to_owned),
             file: file.flatten(),
             chunk: Bytes::new(),
             chunk_start: 0,
@@ -52,7 +57,7 @@ impl<'a> ChunkedShard<'a> {
     }
 
     fn fetch(&self, range: &Range<u64>) -> Result<Bytes, DataError> {
-        let end = |chunk: u64| (range.start + chunk).max(range.end).min(self.request.bytes);
+        let end = |chunk: u64| (range.start + chunk).max(range.end).min(self.bytes);
         if let Some(file) = &self.file {
             let mut bytes = vec![0; (end(CHUNK_BYTES_FILE) - range.start) as usize];
             if file.read_exact_at(&mut bytes, range.start).is_ok() {
@@ -60,15 +65,17 @@ impl<'a> ChunkedShard<'a> {
             }
         }
         self.store.read(&ReadRequest {
+            location: &self.location,
             range: range.start..end(CHUNK_BYTES_STORE),
-            ..self.request.clone()
+            bytes: self.bytes,
+            etag: self.etag.as_deref(),
         })
     }
 }
 
-impl ReadAt for ChunkedShard<'_> {
+impl ReadAt for ChunkedShard {
     fn size(&self) -> u64 {
-        self.request.bytes
+        self.bytes
     }
 
     fn read_at(&mut self, range: Range<u64>) -> Result<Bytes, DataError> {

@@ -224,7 +224,7 @@ impl Fetcher {
             return Ok(index.place(need.sample).map_err(failed)?.map(|place| place.range));
         }
         if !self.walked.contains_key(&(source, shard)) {
-            let archive = ChunkedShard::open(&self.store, request.clone());
+            let archive = ChunkedShard::open(&self.store, &request);
             let (image_key, text_key) = index.keys();
             let keys = Keys::new(image_key, text_key);
             let record = walk_shard(archive, &keys, &Filter::default(), |_, _, _| Ok(())).map_err(failed)?;

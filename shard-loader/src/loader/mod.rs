@@ -5,8 +5,10 @@
 
 mod fetch;
 mod prepare;
+mod report;
 mod stats;
 
+pub use report::StageReport;
 pub use stats::LoaderStats;
 
 use crate::batch::LaneBatch;
@@ -19,6 +21,7 @@ use fetch::{Fetcher, RawLane};
 use prepare::Preparer;
 use stats::Counters;
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -44,6 +47,9 @@ pub struct LoaderConfig {
 #[derive(Debug)]
 pub struct Loader {
     inner: Arc<Inner>,
+    store: Store,
+    decode_threads: usize,
+    report_file: Option<PathBuf>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -72,6 +78,12 @@ struct State {
     ready: BTreeMap<u64, BTreeMap<u32, LaneBatch>>,
     failed: Option<LoaderError>,
     closed: bool,
+    /// When the first plan came.
+    began: Option<Instant>,
+    /// Sums over the trainer's visits: how many, and how many fetched and finished steps lay there.
+    visits: u64,
+    fetched_seen: u64,
+    ready_seen: u64,
 }
 
 impl Inner {
@@ -129,10 +141,14 @@ impl Loader {
             total_steps: config.shape.total_steps(),
             prefetch_steps: config.prefetch_steps.max(1) as u64,
         });
+        let (own_store, decode_threads) = (store.clone(), config.decode_threads.max(1));
         let fetcher = Fetcher::new(Arc::clone(&index), store.clone(), &config, Arc::clone(&counters));
         let preparer = Preparer::new(index, store, &config, counters)?;
         let mut loader = Self {
             inner: Arc::clone(&inner),
+            store: own_store,
+            decode_threads,
+            report_file: None,
             threads: Vec::new(),
         };
         let shared = Arc::clone(&inner);
@@ -164,6 +180,7 @@ impl Loader {
             *step >= from_step && !batches.is_empty()
         });
         state.plan += 1;
+        state.began.get_or_insert_with(Instant::now);
         state.lanes = lanes;
         state.take = from_step;
         state.fetch = from_step;
@@ -182,6 +199,9 @@ impl Loader {
     pub fn next(&self, timeout: Duration) -> Result<Option<Vec<LaneBatch>>, LoaderError> {
         let started = Instant::now();
         let mut state = self.inner.lock();
+        state.visits += 1;
+        state.fetched_seen += state.raw.len() as u64;
+        state.ready_seen += state.ready.len() as u64;
         loop {
             if state.closed {
                 return Err(LoaderError::Stopped("it was dropped".into()));
@@ -214,6 +234,26 @@ impl Loader {
         }
     }
 
+    /// Where the time went, stage by stage.
+    #[must_use]
+    pub fn report(&self) -> StageReport {
+        let state = self.inner.lock();
+        let mean = |sum: u64| sum as f64 / state.visits.max(1) as f64;
+        StageReport {
+            elapsed_seconds: state.began.map_or(0.0, |began| began.elapsed().as_secs_f64()),
+            threads: self.decode_threads,
+            stats: self.stats(),
+            store: self.store.stats(),
+            fetched_depth: mean(state.fetched_seen),
+            ready_depth: mean(state.ready_seen),
+        }
+    }
+
+    /// Has the report written to `file` as JSON when the loader ends.
+    pub fn report_to(&mut self, file: PathBuf) {
+        self.report_file = Some(file);
+    }
+
     /// What was done since the start.
     #[must_use]
     pub fn stats(&self) -> LoaderStats {
@@ -223,6 +263,16 @@ impl Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
+        let report = self.report();
+        tracing::info!(verdict = report.verdict(), "the loader ends");
+        if let Some(file) = &self.report_file {
+            let folder = file.parent().map_or(Ok(()), std::fs::create_dir_all);
+            let written = folder.and_then(|()| std::fs::write(file, format!("{:#}\n", report.to_json())));
+            // A run does not fail for want of a report on its speed.
+            if let Err(error) = written {
+                tracing::warn!(file = %file.display(), %error, "the loader's report cannot be written");
+            }
+        }
         self.inner.lock().closed = true;
         self.inner.changed.notify_all();
         for thread in self.threads.drain(..) {

@@ -162,3 +162,22 @@ fn loader_of_another_index_is_refused() {
     let text = Loader::new(index, config).expect_err("refused").to_string();
     assert!(text.contains("does not belong to this index"), "{text}");
 }
+
+#[test]
+fn loader_that_ends_leaves_its_stage_report() {
+    let (folder, index) = shards();
+    let config = loader_config(index.to_shape(), 12, 4, 1);
+    let mut loader = Loader::new(Arc::clone(&index), config).expect("a loader");
+    let file = folder.path().join("loader/w1.json");
+    loader.report_to(file.clone());
+    loader.assign(&[0, 1, 2, 3], 0);
+    next(&loader);
+    drop(loader);
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).expect("written")).expect("JSON");
+    assert_eq!(report["images"], 12);
+    assert!(report["bytes"].as_u64() > Some(0) && report["decode_seconds"].as_f64() > Some(0.0));
+    assert!(
+        report["verdict"].as_str().is_some_and(|v| v.contains("-bound")),
+        "{report}"
+    );
+}

@@ -53,7 +53,12 @@ pub(super) fn trainer(
         decode_threads: welcome.decode_threads.max(1) as usize,
         prefetch_steps: PREFETCH_STEPS,
     };
-    let loader = Loader::new(Arc::new(index), loader_config).map_err(data_error)?;
+    let mut loader = Loader::new(Arc::new(index), loader_config).map_err(data_error)?;
+    loader.report_to(
+        Path::new(&welcome.run_dir)
+            .join("loader")
+            .join(format!("{worker}.json")),
+    );
     let threads = welcome.torch_threads as usize;
     let options = torch_options(job, threads).map_err(|message| (Exit::BadConfig, message))?;
     let pretrained = job.model.pretrained.as_ref().map(|folder| {

@@ -296,11 +296,32 @@ fn resume_command(args: &RunArgs, dir: &Path) -> String {
     words.into_iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
+/// What the workers' loaders say of themselves, by worker; those that were killed say nothing.
+fn loader_verdicts(dir: &Path) -> Vec<String> {
+    let Ok(files) = std::fs::read_dir(dir.join("loader")) else {
+        return Vec::new();
+    };
+    let mut lines: Vec<String> = files
+        .flatten()
+        .filter_map(|file| {
+            let text = std::fs::read_to_string(file.path()).ok()?;
+            let report: serde_json::Value = serde_json::from_str(&text).ok()?;
+            let name = file.path().file_stem()?.to_string_lossy().into_owned();
+            Some(format!("loader of {name}: {}", report["verdict"].as_str()?))
+        })
+        .collect();
+    lines.sort();
+    lines
+}
+
 /// The end: numbers on stdout, what to do next on stderr.
 fn tell(prepared: &Prepared, args: &RunArgs, summary: &Summary) -> Outcome<()> {
     match args.output.output {
         Format::Json => out::json(summary)?,
         Format::Table => out::data(&summary.text())?,
+    }
+    for line in loader_verdicts(&prepared.dir) {
+        out::say(&line);
     }
     let dir = prepared.dir.display();
     match (summary.outcome.as_str(), &summary.message) {
