@@ -1,24 +1,28 @@
-//! Which worker owns which lane: total, balanced to one lane, moving as little as possible, idempotent.
+//! Which worker owns which lane: total, balanced by speed, moving as little as possible, idempotent.
 
 use crate::ids::WorkerId;
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-/// Assigns `lanes` lanes to `members`, keeping as many as possible where `previous` has them.
-///
-/// Every lane gets exactly one owner (invariant A1), loads differ by at most one lane (A2), a lane moves only if its owner
-/// left or balance needs it (A3), and applying the result again changes nothing (A4). Members beyond the lanes get none.
-/// `previous[q]` is the owner of lane `q` before, if any. Returns the owner of each lane; empty without members.
+/// Assigns `lanes` lanes to `members` as if all were equally fast; see [`assign_by_speed`].
 #[must_use]
 pub fn assign(lanes: u32, members: &[WorkerId], previous: &[WorkerId]) -> Vec<WorkerId> {
-    if members.is_empty() {
+    let equal: BTreeMap<WorkerId, u32> = members.iter().map(|w| (*w, 1)).collect();
+    assign_by_speed(lanes, &equal, previous)
+}
+
+/// Assigns `lanes` lanes to the keys of `speeds`, keeping as many as possible where `previous` has them.
+///
+/// Every lane gets exactly one owner (invariant A1); no other shares would make the slowest member's `lanes / speed` smaller,
+/// and equally fast members differ by at most one lane (A2); a lane moves only if its owner left or its share shrank (A3);
+/// applying the result again changes nothing (A4). Members beyond the lanes get none. `previous[q]` is the owner of lane `q`
+/// before, if any. Speeds are relative; 0 counts as 1. Returns the owner of each lane; empty without members.
+#[must_use]
+pub fn assign_by_speed(lanes: u32, speeds: &BTreeMap<WorkerId, u32>, previous: &[WorkerId]) -> Vec<WorkerId> {
+    let Some(first) = speeds.keys().next() else {
         return Vec::new();
-    }
-    let mut sorted = members.to_vec();
-    sorted.sort_unstable();
-    sorted.dedup();
-    let base = lanes as usize / sorted.len();
-    let mut longer = lanes as usize % sorted.len();
-    let mut held: BTreeMap<WorkerId, Vec<u32>> = sorted.iter().map(|w| (*w, Vec::new())).collect();
+    };
+    let mut held: BTreeMap<WorkerId, Vec<u32>> = speeds.keys().map(|w| (*w, Vec::new())).collect();
     let mut homeless = Vec::new();
     for lane in 0..lanes {
         match previous.get(lane as usize).and_then(|w| held.get_mut(w)) {
@@ -26,39 +30,113 @@ pub fn assign(lanes: u32, members: &[WorkerId], previous: &[WorkerId]) -> Vec<Wo
             None => homeless.push(lane),
         }
     }
-    // Those with most keep the longer shares, so that nothing moves between two workers of equal right.
-    let mut by_load = sorted.clone();
-    by_load.sort_by_key(|w| (std::cmp::Reverse(held[w].len()), *w));
-    let mut quota = BTreeMap::new();
-    for worker in &by_load {
-        let extra = usize::from(longer > 0);
-        longer -= extra;
-        quota.insert(*worker, base + extra);
-    }
-    for worker in &sorted {
-        if let Some(mine) = held.get_mut(worker) {
-            let keep = quota[worker].min(mine.len());
-            homeless.extend(mine.drain(keep..));
-        }
+    let quota = quotas(lanes, speeds, &held);
+    for (worker, mine) in &mut held {
+        let keep = quota[worker].min(mine.len());
+        homeless.extend(mine.drain(keep..));
     }
     homeless.sort_unstable();
     let mut pool = homeless.into_iter();
-    for worker in &sorted {
-        if let Some(mine) = held.get_mut(worker) {
-            while mine.len() < quota[worker] {
-                let Some(lane) = pool.next() else { break };
-                mine.push(lane);
-            }
+    for (worker, mine) in &mut held {
+        while mine.len() < quota[worker] {
+            let Some(lane) = pool.next() else { break };
+            mine.push(lane);
         }
     }
-    let mut owners = vec![sorted[0]; lanes as usize];
-    for worker in &sorted {
-        for lane in &held[worker] {
+    let mut owners = vec![*first; lanes as usize];
+    for (worker, mine) in &held {
+        for lane in mine {
             owners[*lane as usize] = *worker;
         }
     }
     debug_assert!(pool.next().is_none(), "every lane has an owner");
     owners
+}
+
+/// Shares that end the slowest member's step soonest: each lane in turn to whom it would end soonest with (D'Hondt's
+/// method; begun at the lower quotas, which it never falls below). Among equals those who hold the lane already keep it.
+fn quotas(
+    lanes: u32,
+    speeds: &BTreeMap<WorkerId, u32>,
+    held: &BTreeMap<WorkerId, Vec<u32>>,
+) -> BTreeMap<WorkerId, usize> {
+    let speed = |w: &WorkerId| u64::from(speeds[w].max(1));
+    let all: u64 = speeds.keys().map(speed).sum();
+    let mut quota: BTreeMap<WorkerId, usize> = BTreeMap::new();
+    // What is left after the lower quotas is less than one lane a member.
+    let mut queue = BinaryHeap::new();
+    let mut left = lanes as usize;
+    for worker in speeds.keys() {
+        let low = (u64::from(lanes) * speed(worker) / all) as usize;
+        left -= low;
+        quota.insert(*worker, low);
+        queue.push(Reverse(Turn::new(*worker, low, speed(worker), held[worker].len())));
+    }
+    while left > 0 {
+        let Some(Reverse(next)) = queue.pop() else { break };
+        left -= 1;
+        quota.insert(next.worker, next.lanes as usize);
+        let turn = Turn::new(next.worker, next.lanes as usize, next.speed, held[&next.worker].len());
+        queue.push(Reverse(turn));
+    }
+    quota
+}
+
+/// The next lane of one member: `lanes` of them would take `lanes / speed`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Turn {
+    lanes: u64,
+    speed: u64,
+    /// It holds that lane already.
+    keeps: bool,
+    worker: WorkerId,
+}
+
+impl Turn {
+    fn new(worker: WorkerId, has: usize, speed: u64, held: usize) -> Self {
+        Self {
+            lanes: has as u64 + 1,
+            speed,
+            keeps: held > has,
+            worker,
+        }
+    }
+}
+
+impl Ord for Turn {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.lanes * other.speed)
+            .cmp(&(other.lanes * self.speed))
+            .then(other.keeps.cmp(&self.keeps))
+            .then(self.worker.cmp(&other.worker))
+    }
+}
+
+impl PartialOrd for Turn {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Takes lanes off members that must not have them (rules G11, M2), each in exchange for one of the member with fewest.
+pub fn keep_away(owners: &mut [WorkerId], members: &[WorkerId], banned: &BTreeSet<(u32, WorkerId)>) {
+    for (lane, worker) in banned {
+        if owners.get(*lane as usize) != Some(worker) {
+            continue;
+        }
+        let load = |w: &WorkerId| owners.iter().filter(|o| *o == w).count();
+        let other = members
+            .iter()
+            .filter(|w| *w != worker && !banned.contains(&(*lane, **w)))
+            .min_by_key(|w| (load(w), **w));
+        let Some(other) = other.copied() else { continue };
+        let back = (0..owners.len() as u32).find(|q| owners[*q as usize] == other && !banned.contains(&(*q, *worker)));
+        let even = load(&other) + 1 > load(worker);
+        owners[*lane as usize] = other;
+        if let (Some(back), true) = (back, even) {
+            owners[back as usize] = *worker;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -100,6 +178,46 @@ mod tests {
             let moved = first.iter().zip(&second).filter(|(a, b)| a != b).count();
             prop_assert_eq!(moved, lanes as usize - most);
         }
+    }
+
+    proptest! {
+        /// The plain reference: every way to share the lanes out, and the one whose slowest member ends first.
+        #[test]
+        fn assignment_by_speed_any_members_ends_the_slowest_as_soon_as_any_shares_could(
+            lanes in 1u32..9, speeds in proptest::collection::vec(1u32..9, 1..4), owners in proptest::collection::vec(0u32..4, 9),
+        ) {
+            let speeds: BTreeMap<WorkerId, u32> = speeds.iter().enumerate().map(|(i, s)| (WorkerId(i as u32), *s)).collect();
+            let before: Vec<WorkerId> = owners.iter().map(|o| WorkerId(*o)).collect();
+            let after = assign_by_speed(lanes, &speeds, &before);
+            prop_assert_eq!(after.len(), lanes as usize);
+            let end = |counts: &[u32]| counts.iter().zip(speeds.values()).map(|(n, s)| n * 5040 / s).max();
+            let mut best = None;
+            let mut counts = vec![0u32; speeds.len()];
+            loop {
+                if counts.iter().sum::<u32>() == lanes {
+                    let this = end(&counts);
+                    best = best.map_or(Some(this), |b: Option<u32>| Some(b.min(this)));
+                }
+                let Some(at) = counts.iter().position(|n| *n < lanes) else { break };
+                counts[at] += 1;
+                counts[..at].fill(0);
+            }
+            let got = loads(&after);
+            let got: Vec<u32> = speeds.keys().map(|w| got.get(w).copied().unwrap_or(0) as u32).collect();
+            prop_assert_eq!(Some(end(&got)), best, "{:?} of {:?}", got, speeds);
+            prop_assert_eq!(assign_by_speed(lanes, &speeds, &after), after);
+        }
+    }
+
+    #[test]
+    fn lane_that_a_worker_must_not_have_is_exchanged_and_nothing_else_moves() {
+        let (a, b) = (WorkerId(1), WorkerId(2));
+        let mut owners = vec![a, a, b, b];
+        keep_away(&mut owners, &[a, b], &BTreeSet::from([(1, a)]));
+        assert_eq!(owners, vec![a, b, a, b]);
+        let mut alone = vec![a, a];
+        keep_away(&mut alone, &[a], &BTreeSet::from([(1, a)]));
+        assert_eq!(alone, vec![a, a], "somebody has to");
     }
 
     #[test]

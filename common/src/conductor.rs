@@ -13,10 +13,14 @@
 
 mod checkpoint;
 mod divergence;
+mod forming;
 mod generation;
+mod lease;
+mod moves;
 mod seats;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod words;
 
 use crate::divergence::StateWatch;
@@ -25,11 +29,14 @@ use crate::ids::{Generation, StateName, WorkerId};
 use crate::ledger::Ledger;
 use crate::plan::Plan;
 use crate::rules::{Rules, Shipped};
+use lease::LeaseBook;
+use moves::Moves;
 use seats::Seats;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::marker::PhantomData;
+use trouble::Trouble;
 
-pub use words::{Command, Event, Head, Restored, Settings, Tick, View};
+pub use words::{Command, Event, Head, Policy, Restored, Settings, Tick, View};
 
 /// Where the conductor stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +48,10 @@ enum Phase {
         plan: Plan,
         awaiting: BTreeSet<WorkerId>,
         acknowledged: bool,
+        /// At a boundary, because lanes move.
+        planned: bool,
+        /// Somebody was lost on the way or before.
+        lost: bool,
         deadline: Tick,
     },
     /// The plan's record is on its way to the store.
@@ -71,6 +82,17 @@ pub struct Conductor<R: Rules = Shipped> {
     has_history: bool,
     /// Names applied in generations before this one do not count (rule G1).
     floor: Generation,
+    /// Where each generation on the lineage was left: other names of theirs are superseded (rule AU2).
+    ends: BTreeMap<Generation, u64>,
+    /// Newest generation whose record is durable (rule G5).
+    durable: Generation,
+    /// Why the next generation is formed.
+    why: String,
+    lease: LeaseBook,
+    moves: Moves,
+    trouble: Trouble,
+    /// Ids up to this one are durably ours to give.
+    named_upto: WorkerId,
     /// Members of generations that nobody acknowledged leaving and that are not proven gone (rule G5).
     unproven: BTreeSet<WorkerId>,
     /// Highest count of applied steps reported in the current generation.
@@ -99,8 +121,6 @@ pub struct Conductor<R: Rules = Shipped> {
     /// When the brain was last stepped.
     last_step: Tick,
     announced_waiting: Option<(u32, u32)>,
-    /// Whether somebody waits to join, for the seats and the generation that were looked at; every event asks.
-    joiners: Option<((u64, Generation), bool)>,
     /// Compares states of one name (rule N3).
     states: StateWatch,
     /// Hold a name whose bits are in doubt: they heal, and nobody heals from them.
@@ -112,6 +132,7 @@ pub struct Conductor<R: Rules = Shipped> {
 enum AfterPersist {
     Nothing,
     SendPlan,
+    Name { upto: WorkerId },
     StartAttempt { attempt: u64 },
     Commit { attempt: u64, key: String, name: StateName },
     End { outcome: Outcome },
@@ -141,12 +162,19 @@ impl<R: Rules> Conductor<R> {
         Self {
             rules: PhantomData,
             seats: Seats::new(restored.worker, settings.failure_budget_ms),
+            named_upto: restored.worker,
+            durable: restored.generation,
+            why: String::new(),
+            lease: LeaseBook::new(&settings, &restored),
+            moves: Moves::default(),
+            trouble: Trouble::new(restored.quarantine.clone()),
+            ends: restored.ends.clone(),
             generation: restored.generation,
             lanes: Vec::new(),
             ledger,
             has_history: restored.generation > Generation(0),
             floor: restored.floor,
-            unproven: BTreeSet::new(),
+            unproven: LeaseBook::unproven(&settings, &restored),
             steps_done: restored.head.as_ref().map_or(0, |h| h.name.step),
             step_ms: 0.0,
             losses_in_a_row: 0,
@@ -161,7 +189,6 @@ impl<R: Rules> Conductor<R> {
             any_update: restored.head.is_some(),
             last_step: 0,
             announced_waiting: None,
-            joiners: None,
             states: StateWatch::default(),
             suspects: BTreeSet::new(),
             phase: if restored.finished.is_some() {
@@ -185,6 +212,7 @@ impl<R: Rules> Conductor<R> {
             now,
             commands: Vec::new(),
         };
+        self.lease.starts(now);
         if self.phase == Phase::Ended {
             self.after_the_end(event, &mut turn);
             return turn.commands;
@@ -220,6 +248,8 @@ impl<R: Rules> Conductor<R> {
                 self.part_failed(attempt, PartFailure::Store, &reason, &mut turn);
             }
             Event::StopRequested => self.stop_requested(&mut turn),
+            Event::DrainRequested { worker, grace_ms } => self.drain(worker, grace_ms, &mut turn),
+            Event::LeadershipHeld { until } => self.lease.leads_until(until),
             Event::Ticked => {}
         }
         self.check_deadlines(&mut turn);
@@ -237,6 +267,10 @@ impl<R: Rules> Conductor<R> {
         );
         let watching = (self.seats.len() > 0).then_some(own_pace);
         let mut deadlines = vec![self.seats.next_deadline(), backing_off, watching];
+        let lease = self.lease.over_at().filter(|_| !self.unproven.is_empty());
+        deadlines.push(lease.map(|at| (at, "the last lease has run out")));
+        deadlines.push(self.moves.next_deadline(&self.settings));
+        deadlines.push(self.trouble.next_deadline(&self.settings));
         match &self.phase {
             Phase::Closing { deadline, .. } => deadlines.push(Some((*deadline, "members answer the closing"))),
             Phase::Forming { deadline, .. } => deadlines.push(Some((*deadline, "members form"))),
@@ -264,6 +298,11 @@ impl<R: Rules> Conductor<R> {
                 .map(|p| p.members.iter().map(|m| m.worker).collect())
                 .unwrap_or_default(),
             ready: self.seats.ready(),
+            draining: self.moves.draining.keys().copied().collect(),
+            cordoned: self.trouble.cordoned.iter().copied().collect(),
+            moving: self.moves.under_way.as_ref().map(|m| m.reason.clone()),
+            quarantine: self.trouble.quarantine.last(),
+            reason: self.why.clone(),
             steps_done: self.steps_done,
             head: self.ledger.head().cloned(),
         }
@@ -295,12 +334,27 @@ impl<R: Rules> Conductor<R> {
                 reason,
             } => self.part_failed(attempt, failure, &format!("{worker}: {reason}"), turn),
             FromWorker::RestoreFailed { key, damaged, reason } => self.restore_failed(key, damaged, &reason, turn),
-            FromWorker::LeaseWanted { .. }
-            | FromWorker::Primed { .. }
-            | FromWorker::Draining { .. }
-            | FromWorker::Aborted { .. }
-            | FromWorker::LaneBlocked { .. }
-            | FromWorker::Rejoined { .. } => {}
+            FromWorker::LeaseWanted { generation, at } => self.lease_wanted(worker, generation, at, turn),
+            FromWorker::Primed { lanes, .. } => self.moves.primed(worker, &lanes),
+            FromWorker::Draining { grace_ms } => self.drain(worker, grace_ms, turn),
+            FromWorker::Aborted { report } => self.aborted(worker, report),
+            FromWorker::LaneBlocked {
+                generation,
+                step,
+                lane,
+                rows,
+                error,
+            } => {
+                if self.member_of(worker, generation) {
+                    self.lane_blocked(worker, step, lane, rows, &error, turn);
+                }
+            }
+            FromWorker::Rejoined {
+                addr,
+                name,
+                inside,
+                left,
+            } => self.rejoined(worker, addr, name, inside, left, turn),
             FromWorker::Failed { exit, message } => {
                 let message = format!("{worker}: {message}");
                 self.end(Outcome::Failed { exit, message }, turn);
@@ -319,8 +373,10 @@ impl<R: Rules> Conductor<R> {
         self.seats.set_name(worker, report.name);
         self.losses_in_a_row = 0;
         self.fruitless = 0;
+        self.moves.stepped(worker, &report);
         // A slow step raises the time-outs at once, faster ones lower them little by little.
         self.step_ms = report.step_ms().max(self.step_ms * 0.9);
+        self.trouble_passed(&report, turn);
         let first = report.name.step > self.steps_done;
         let (name, hashes) = (report.name, std::mem::take(&mut report.state_hashes));
         self.steps_done = self.steps_done.max(report.name.step);
@@ -330,6 +386,16 @@ impl<R: Rules> Conductor<R> {
         }
         if !hashes.is_empty() {
             self.compare_states(worker, name, hashes, turn);
+        }
+    }
+
+    /// Whether `worker` is a member of the generation at hand, and that is `generation`.
+    fn member_of(&self, worker: WorkerId, generation: Generation) -> bool {
+        match &self.phase {
+            Phase::Running { plan } | Phase::Forming { plan, .. } | Phase::Closing { plan, .. } => {
+                R::is_current(plan.generation, generation) && plan.rank_of(worker).is_some()
+            }
+            Phase::Waiting | Phase::Persisting { .. } | Phase::Ended => false,
         }
     }
 
@@ -386,7 +452,11 @@ impl<R: Rules> Conductor<R> {
     fn persisted(&mut self, turn: &mut Turn) {
         match self.pending.pop_front() {
             None | Some(AfterPersist::Nothing) => {}
-            Some(AfterPersist::SendPlan) => self.send_plan(turn),
+            Some(AfterPersist::SendPlan) => {
+                self.durable = self.generation;
+                self.send_plan(turn);
+            }
+            Some(AfterPersist::Name { upto }) => self.named_upto = self.named_upto.max(upto),
             Some(AfterPersist::StartAttempt { attempt }) => self.start_attempt(attempt, turn),
             Some(AfterPersist::Commit { attempt, key, name }) => self.committed(attempt, key, name, turn),
             Some(AfterPersist::End { outcome }) => self.end(outcome, turn),

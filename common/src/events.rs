@@ -410,6 +410,11 @@ pub enum Record {
         /// What is wrong.
         reason: String,
     },
+    /// Worker ids up to this one may be given; a later reign begins behind it, so that no id has two lives.
+    WorkersNamed {
+        /// The highest.
+        upto: WorkerId,
+    },
     /// Rows were given up; the ledger's next revision (rule M2).
     Quarantined {
         /// The revision.

@@ -68,11 +68,11 @@ pub trait Rules: Debug + Send + Sync + 'static {
         generation > closed
     }
 
-    /// Whether the next generation may be formed when nobody acknowledged leaving the last and so many of its members are
-    /// not proven gone (rule G5).
+    /// Whether the next generation may be formed when nobody acknowledged leaving the last, so many of its members are not
+    /// proven gone, and its step lease has run out or not (rule G5).
     #[must_use]
-    fn may_succeed(unproven: usize) -> bool {
-        unproven == 0
+    fn may_succeed(unproven: usize, lease_over: bool) -> bool {
+        unproven == 0 || lease_over
     }
 
     /// Whether a step lease of generation `leased` until `until` allows an APPLY in `generation` at `now` (rule G5).

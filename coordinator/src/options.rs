@@ -1,6 +1,6 @@
 //! What a coordinator is told, and who starts its workers.
 
-use argosy_common::conductor::Settings;
+use argosy_common::conductor::{Policy, Settings};
 use argosy_common::config::Job;
 use argosy_common::events::StampedEvent;
 use argosy_common::ids::{Term, WorkerId};
@@ -94,6 +94,12 @@ impl CoordinatorOptions {
                     .div_ceil(u64::from(self.shape.batch.max(1))),
             },
             parts_total: self.parts_total,
+            seed: job.seed,
+            // Workers of this shell end with their stream, so they need no lease.
+            policy: Policy {
+                outage_max_ms: 0,
+                ..Policy::default()
+            },
         }
     }
 

@@ -209,6 +209,7 @@ impl<R: Rules> World<R> {
             }
             Record::Quarantined { .. }
             | Record::CheckpointRejected { .. }
+            | Record::WorkersNamed { .. }
             | Record::RunCreated { .. }
             | Record::CheckpointOpened { .. }
             | Record::RunFinished { .. } => {}

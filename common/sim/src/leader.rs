@@ -277,6 +277,11 @@ impl<R: Rules> World<R> {
                 every_steps: 0,
             },
             parts_total: c.parts,
+            seed: 0,
+            policy: argosy_common::conductor::Policy {
+                outage_max_ms: if c.leases { 5 * c.failure_budget_ms } else { 0 },
+                ..argosy_common::conductor::Policy::default()
+            },
         }
     }
 

@@ -58,6 +58,7 @@ impl Lineage {
                 }
                 Record::CheckpointCommitted { name, .. } => lineage.reaches(current, *name),
                 Record::Quarantined { .. }
+                | Record::WorkersNamed { .. }
                 | Record::RunCreated { .. }
                 | Record::CheckpointOpened { .. }
                 | Record::CheckpointAbandoned { .. }

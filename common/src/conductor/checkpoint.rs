@@ -45,7 +45,7 @@ impl<R: Rules> Conductor<R> {
         };
         let (every, old) = (self.settings.checkpoint_ms, turn.now.saturating_sub(since));
         let late = every > 0 && old >= every && self.steps_done > committed;
-        let at_step = if self.stopping || late {
+        let at_step = if self.stopping || late || self.saves_before_drain() {
             soonest.min(total)
         } else if soonest >= due && committed < total {
             soonest.min(total).max(due)

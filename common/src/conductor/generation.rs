@@ -1,28 +1,34 @@
 //! Forming, running and closing generations (rules G1, G3, G5).
 
+use super::forming::FORMING_MS;
 use super::{AfterPersist, Conductor, Phase, Turn};
-use crate::assignment::assign;
+use crate::backoff::Backoff;
 use crate::events::{Outcome, Record, RunEvent, ToWorker};
 use crate::exit::Exit;
 use crate::ids::{Generation, StateName, WorkerId};
-use crate::plan::{Member, Plan, StateSource};
 use crate::rules::Rules;
-use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest wait between two tries when workers keep dying.
 const BACK_OFF_MS_MAX: u64 = 5_000;
-/// Members may take so long to heal and to connect, beyond the failure budget.
-const FORMING_MS: u64 = 60_000;
-/// Generations in a row without an applied step that end the run: something is wrong that a retry does not mend.
-const FRUITLESS_MAX: u32 = 30;
+/// First wait between two tries.
+const BACK_OFF_MS_FIRST: u64 = 400;
+/// Worker ids are made durable so many at a time.
+const NAMES_AT_ONCE: u32 = 16;
 /// A planned close happens so many steps ahead, so that the order is there before the boundary is.
-const CLOSE_STEPS_AHEAD: u64 = 2;
+pub(super) const CLOSE_STEPS_AHEAD: u64 = 2;
 
 impl<R: Rules> Conductor<R> {
     /// Takes `worker` off the list, and with it out of the generation.
     pub(super) fn lose(&mut self, worker: WorkerId, reason: &str, turn: &mut Turn) {
         let was_ready = self.seats.ready_at(worker).is_some();
         if !self.seats.remove(worker) {
+            return;
+        }
+        self.lease.left(worker);
+        if self.moves.left(worker) {
+            // It went because it was told to: no error of anybody's. What is left of its process goes as well.
+            let reason = "it drained".to_owned();
+            turn.commands.push(super::Command::Dismiss { worker, reason });
             return;
         }
         self.losses_in_a_row += 1;
@@ -59,6 +65,11 @@ impl<R: Rules> Conductor<R> {
             );
             return;
         }
+        self.lost_member(worker, reason, turn);
+    }
+
+    /// The generation ends without it, if it was a member.
+    fn lost_member(&mut self, worker: WorkerId, reason: &str, turn: &mut Turn) {
         let reason = format!("{worker} was lost: {reason}");
         let current = match &self.phase {
             Phase::Running { plan } | Phase::Forming { plan, .. } | Phase::Closing { plan, .. } => plan,
@@ -73,8 +84,13 @@ impl<R: Rules> Conductor<R> {
     fn back_off(&mut self, turn: &Turn) {
         let series = self.losses_in_a_row.max(self.failed_starts).max(self.fruitless);
         if series > 1 {
-            let wait = (100u64 << series.min(16)).min(BACK_OFF_MS_MAX);
-            self.not_before = self.not_before.max(Some(turn.now + wait));
+            let backoff = Backoff {
+                first_ms: BACK_OFF_MS_FIRST,
+                max_ms: BACK_OFF_MS_MAX,
+                seed: self.settings.seed,
+                who: 0,
+            };
+            self.not_before = self.not_before.max(Some(turn.now + backoff.wait_ms(series - 1)));
         }
     }
 
@@ -86,7 +102,7 @@ impl<R: Rules> Conductor<R> {
         after_step: Option<u64>,
         turn: &mut Turn,
     ) {
-        let (plan, mut awaiting, acknowledged, was_asked) = match &self.phase {
+        let (plan, mut awaiting, acknowledged, was_asked, was_planned, was_lost) = match &self.phase {
             Phase::Running { plan } | Phase::Forming { plan, .. } => {
                 let awaiting = plan
                     .members
@@ -94,14 +110,19 @@ impl<R: Rules> Conductor<R> {
                     .map(|m| m.worker)
                     .filter(|w| self.seats.contains(*w))
                     .collect();
-                (plan.clone(), awaiting, false, false)
+                (plan.clone(), awaiting, false, false, after_step.is_some(), false)
             }
             Phase::Closing {
                 plan,
                 awaiting,
                 acknowledged,
+                planned,
+                lost,
                 ..
-            } => (plan.clone(), awaiting.clone(), *acknowledged, true),
+            } => {
+                let planned = *planned && after_step.is_some();
+                (plan.clone(), awaiting.clone(), *acknowledged, true, planned, *lost)
+            }
             // A plan whose record is under way cannot be taken back; it is closed as soon as it is durable.
             Phase::Waiting | Phase::Persisting { .. } | Phase::Ended => {
                 return;
@@ -112,6 +133,10 @@ impl<R: Rules> Conductor<R> {
         }
         let generation = plan.generation;
         if !was_asked {
+            self.why = reason.into();
+            if after_step.is_none() {
+                self.moves.under_way = None;
+            }
             self.back_off(turn);
             turn.announce(RunEvent::GenerationClosing {
                 generation,
@@ -134,6 +159,8 @@ impl<R: Rules> Conductor<R> {
             plan,
             awaiting,
             acknowledged,
+            planned: was_planned,
+            lost: was_lost || gone.is_some(),
             deadline: turn.now + patience,
         };
     }
@@ -170,6 +197,9 @@ impl<R: Rules> Conductor<R> {
         cause: Option<String>,
         turn: &mut Turn,
     ) {
+        if self.returned(worker, generation, name, turn) {
+            return;
+        }
         let current = match &self.phase {
             Phase::Running { plan } | Phase::Forming { plan, .. } | Phase::Closing { plan, .. } => plan,
             Phase::Waiting | Phase::Persisting { .. } | Phase::Ended => return,
@@ -198,6 +228,7 @@ impl<R: Rules> Conductor<R> {
     /// Loses whoever is overdue.
     pub(super) fn check_deadlines(&mut self, turn: &mut Turn) {
         self.not_before = self.not_before.filter(|tick| *tick > turn.now);
+        self.give_up_unreadable(turn);
         for (worker, why) in self.seats.overdue(turn.now) {
             self.lose(worker, &format!("too long until {why}"), turn);
         }
@@ -226,34 +257,30 @@ impl<R: Rules> Conductor<R> {
             plan,
             awaiting,
             acknowledged,
+            planned,
+            lost,
             ..
         } = &self.phase
             && awaiting.is_empty()
         {
+            let (plan, judged) = (plan.clone(), !planned && !lost);
             if !acknowledged {
                 // Nobody confirmed leaving: those who are not proven gone might still train on (rule G5).
-                let lost = plan.members.iter().map(|m| m.worker);
-                self.unproven.extend(lost.filter(|w| !self.exited.contains(w)));
+                let members = plan.members.iter().map(|m| m.worker);
+                self.unproven.extend(members.filter(|w| !self.exited.contains(w)));
+                self.lease.runs_out(turn.now);
             }
             self.phase = Phase::Waiting;
+            self.let_drained_go(turn);
+            if judged {
+                self.judge_failure(&plan, turn);
+            }
+            self.trouble.forget_reports();
         }
         self.maybe_open_attempt(turn);
         match &self.phase {
             Phase::Waiting => self.form_if_possible(turn),
-            Phase::Running { plan } => {
-                let seen = (self.seats.version(), plan.generation);
-                let known = self.joiners.filter(|(at, _)| *at == seen).map(|(_, any)| any);
-                let joiners = known.unwrap_or_else(|| self.seats.ready().iter().any(|w| plan.rank_of(*w).is_none()));
-                self.joiners = Some((seen, joiners));
-                let room = (plan.members.len() as u32) < self.settings.workers_max;
-                let at_end = self.steps_done + CLOSE_STEPS_AHEAD >= self.settings.total_steps;
-                // A join waits for a checkpoint to be copied, and pays no more in the last steps or after a stop.
-                let copied = self.ledger.opened().is_none_or(|(_, at)| self.steps_done >= at);
-                if joiners && room && !at_end && !self.stopping && copied {
-                    let after = self.steps_done + CLOSE_STEPS_AHEAD;
-                    self.leave_generation(None, "a worker joins", Some(after), turn);
-                }
-            }
+            Phase::Running { .. } => self.consider_moves(turn),
             Phase::Closing { .. } | Phase::Persisting { .. } | Phase::Forming { .. } | Phase::Ended => {}
         }
     }
@@ -262,203 +289,20 @@ impl<R: Rules> Conductor<R> {
         if !self.settings.spawns || self.stopping || self.not_before.is_some() {
             return;
         }
-        while self.seats.len() < self.settings.workers_target as usize {
+        let staying = self.seats.len() - self.moves.draining.len().min(self.seats.len());
+        let missing = (self.settings.workers_target as usize).saturating_sub(staying);
+        for _ in 0..missing {
+            // An id is given only when the store knows that it was: a later reign begins behind it.
+            if self.seats.last_id() >= self.named_upto {
+                let naming = |after: &AfterPersist| matches!(after, AfterPersist::Name { .. });
+                if !self.pending.iter().any(naming) {
+                    let upto = WorkerId(self.seats.last_id().0.saturating_add(NAMES_AT_ONCE));
+                    self.persist(Record::WorkersNamed { upto }, AfterPersist::Name { upto }, turn);
+                }
+                return;
+            }
             let worker = self.seats.reserve(turn.now);
             turn.commands.push(super::Command::SpawnWorker { worker });
-        }
-    }
-
-    fn form_if_possible(&mut self, turn: &mut Turn) {
-        if self
-            .ledger
-            .head()
-            .is_some_and(|h| h.name.step >= self.settings.total_steps)
-        {
-            self.finish(turn);
-            return;
-        }
-        // With processes of our own, wait for all that are on their way at the start: one generation instead of several.
-        let ready = self.seats.ready();
-        let first = !self.has_history && self.settings.spawns;
-        let needed = if first {
-            self.settings.workers_target
-        } else {
-            self.settings.workers_min
-        };
-        let have = ready.len() as u32;
-        if self.stopping && have < self.settings.workers_min {
-            self.interrupt(turn); // nobody is started any more, so nobody will train towards a checkpoint
-            return;
-        }
-        if have < needed.max(self.settings.workers_min) || self.not_before.is_some() {
-            if self.announced_waiting != Some((have, needed)) {
-                self.announced_waiting = Some((have, needed));
-                turn.announce(RunEvent::Waiting { have, need: needed });
-            }
-            return;
-        }
-        // Without an acknowledgement of leaving the old generation, its members must be proven gone first. Of processes that
-        // are not ours nobody reports the end: until the step lease exists (rule G5), a worker that loses its stream ends
-        // itself, and that is all there is to rely on.
-        let unproven = self.unproven.iter().filter(|w| !ready.contains(w)).count();
-        if self.settings.spawns && !R::may_succeed(unproven) {
-            return;
-        }
-        if self.fruitless > FRUITLESS_MAX {
-            let message = format!("{FRUITLESS_MAX} generations in a row made no step; see the workers' logs");
-            self.end(
-                Outcome::Failed {
-                    exit: Exit::JobFailed.code(),
-                    message,
-                },
-                turn,
-            );
-            return;
-        }
-        self.unproven.clear();
-        self.announced_waiting = None;
-        self.form(&ready, turn);
-    }
-
-    fn form(&mut self, ready: &[WorkerId], turn: &mut Turn) {
-        let members: Vec<WorkerId> = ready.iter().copied().take(self.settings.workers_max as usize).collect();
-        let counts = |name: &StateName| R::counts(*name, self.floor);
-        let best_live = members
-            .iter()
-            .filter(|w| !self.suspects.contains(w))
-            .filter_map(|w| self.seats.ready_at(*w))
-            .map(|(_, n)| n)
-            .filter(counts)
-            .max_by(|a, b| R::compare(*a, *b));
-        let head = self.ledger.head().cloned();
-        let (base, source) = match (best_live, &head) {
-            (Some(live), Some(head)) if R::compare(head.name, live).is_gt() => {
-                (head.name, StateSource::Manifest { key: head.key.clone() })
-            }
-            (Some(live), _) => (live, StateSource::Peers),
-            (None, Some(head)) => (head.name, StateSource::Manifest { key: head.key.clone() }),
-            (None, None) => (StateName::INITIAL, StateSource::Seed),
-        };
-        let generation = Generation(self.generation.0 + 1);
-        // A manifest under way of a newer state would be committed behind the record that passes it over, and leave the
-        // lineage. Its writing answers in any case; this is looked at again then.
-        if self
-            .ledger
-            .sealed_name()
-            .is_some_and(|name| R::compare(name, base).is_gt())
-        {
-            return;
-        }
-        // One that was taken behind the base is none of this lineage any more.
-        if self.ledger.opened().is_some_and(|(_, at)| at > base.step) {
-            self.abandon_open_attempt("the run went back behind its state", turn);
-        }
-        if self.has_history && best_live != Some(base) {
-            self.resume(generation, base, &source, turn);
-        }
-        let owners = assign(self.settings.lanes, &members, &self.lanes);
-        let seat = |worker: &WorkerId| {
-            let (addr, name) = self.seats.ready_at(*worker)?;
-            Some(Member {
-                worker: *worker,
-                addr: addr.to_string(),
-                heals: !R::holds(name, base) || self.suspects.contains(worker),
-            })
-        };
-        let members: Vec<Member> = members.iter().filter_map(seat).collect();
-        let ranks: BTreeMap<WorkerId, u32> = members.iter().zip(0..).map(|(m, rank)| (m.worker, rank)).collect();
-        let rank = |owner: &WorkerId| ranks.get(owner).copied().unwrap_or(0);
-        let plan = Plan {
-            run: self.settings.run.clone(),
-            generation,
-            term: self.settings.term,
-            base,
-            source: source.clone(),
-            lanes: owners.iter().map(rank).collect(),
-            members: members.into(),
-            skip: None,
-            quarantine: Vec::new(),
-        };
-        debug_assert!(
-            plan.lanes.len() == self.settings.lanes as usize,
-            "A1: every lane has an owner"
-        );
-        debug_assert!(generation > self.generation, "generations grow");
-        self.fruitless += 1;
-        self.generation = generation;
-        self.lanes = owners;
-        let reason = if self.has_history {
-            "membership changed"
-        } else {
-            "the run begins"
-        };
-        self.has_history = true;
-        let record = Record::GenerationFormed {
-            generation,
-            term: plan.term,
-            base,
-            source,
-            members: plan.members.iter().map(|m| m.worker).collect(),
-            lanes: plan.lanes.to_vec(),
-            plan_hash: plan.hash(),
-        };
-        self.phase = Phase::Persisting {
-            plan,
-            reason: reason.into(),
-        };
-        self.persist(record, AfterPersist::SendPlan, turn);
-    }
-
-    /// Nobody holds what was trained last: go back to the manifest or the seed, durably, so that a state from before that
-    /// turns up later does not count (rule G1).
-    fn resume(&mut self, generation: Generation, name: StateName, source: &StateSource, turn: &mut Turn) {
-        let manifest = match source {
-            StateSource::Manifest { key } => Some(key.clone()),
-            StateSource::Seed | StateSource::Peers => None,
-        };
-        self.floor = generation;
-        self.persist(
-            Record::Resumed {
-                generation,
-                name,
-                manifest: manifest.clone(),
-            },
-            AfterPersist::Nothing,
-            turn,
-        );
-        turn.announce(RunEvent::Resumed { name, manifest });
-    }
-
-    /// The plan's record is durable: now its members may hear of it.
-    pub(super) fn send_plan(&mut self, turn: &mut Turn) {
-        let Phase::Persisting { plan, reason } = &self.phase else {
-            return;
-        };
-        let (plan, reason) = (plan.clone(), reason.clone());
-        turn.announce(RunEvent::GenerationFormed {
-            generation: plan.generation,
-            members: plan.members.iter().map(|m| m.worker).collect(),
-            base: plan.base,
-            healing: plan.members.iter().filter(|m| m.heals).map(|m| m.worker).collect(),
-            reason,
-        });
-        for member in plan.members.iter() {
-            turn.send(member.worker, ToWorker::Form { plan: plan.clone() });
-        }
-        let missing = plan.members.iter().map(|m| m.worker).find(|w| !self.seats.contains(*w));
-        let deadline = turn.now + self.settings.failure_budget_ms + FORMING_MS;
-        self.phase = Phase::Forming {
-            plan,
-            formed: BTreeSet::new(),
-            deadline,
-        };
-        if let Some(worker) = missing {
-            self.leave_generation(
-                Some(worker),
-                &format!("{worker} was lost before the plan was sent"),
-                None,
-                turn,
-            );
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Tick;
 use crate::ids::{StateName, WorkerId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A process may take so long from its start until it is warm.
 const WARM_UP_MS: u64 = 120_000;
@@ -34,8 +34,8 @@ pub(super) struct Seats {
     /// Nobody is overdue before this. Whoever is heard moves his deadline only further away, so that this is looked at again
     /// when it has come, not with every heartbeat.
     earliest: Tick,
-    /// Changes when somebody comes, goes or gets ready.
-    version: u64,
+    /// Ready workers that are in no plan.
+    newcomers: BTreeSet<WorkerId>,
 }
 
 impl Seats {
@@ -45,7 +45,7 @@ impl Seats {
             last_id,
             budget_ms,
             earliest: Tick::MAX,
-            version: 0,
+            newcomers: BTreeSet::new(),
         }
     }
 
@@ -76,13 +76,7 @@ impl Seats {
             connected,
         };
         self.earliest = self.earliest.min(Self::deadline(&seat, self.budget_ms).0);
-        self.version += 1;
         self.seats.insert(worker, seat);
-    }
-
-    /// A number that changes when somebody comes, goes or gets ready.
-    pub(super) fn version(&self) -> u64 {
-        self.version
     }
 
     /// Notes that `worker` spoke; false if it has no seat.
@@ -104,7 +98,7 @@ impl Seats {
         if let Some(seat) = self.seats.get_mut(&worker) {
             seat.stage = Stage::Ready { addr, name };
             self.earliest = self.earliest.min(Self::deadline(seat, self.budget_ms).0);
-            self.version += 1;
+            self.newcomers.insert(worker);
         }
     }
 
@@ -120,7 +114,7 @@ impl Seats {
 
     /// Gives the seat up; true if there was one.
     pub(super) fn remove(&mut self, worker: WorkerId) -> bool {
-        self.version += 1;
+        self.newcomers.remove(&worker);
         self.seats.remove(&worker).is_some()
     }
 
@@ -164,6 +158,35 @@ impl Seats {
             Stage::Warming { since } => ((since + WARM_UP_MS).min(seat.heard + budget_ms), "a worker warms up"),
             Stage::Ready { .. } => (seat.heard + budget_ms, "a worker is heard"),
         }
+    }
+
+    /// The highest id that was given.
+    pub(super) fn last_id(&self) -> WorkerId {
+        self.last_id
+    }
+
+    /// These are in a plan now.
+    pub(super) fn seated(&mut self, members: &[WorkerId]) {
+        self.newcomers = self.ready().into_iter().collect();
+        for worker in members {
+            self.newcomers.remove(worker);
+        }
+    }
+
+    /// Ready workers that are in no plan.
+    pub(super) fn newcomers(&self) -> &BTreeSet<WorkerId> {
+        &self.newcomers
+    }
+
+    /// Whether somebody is on the way who could join.
+    pub(super) fn any_warming(&self) -> bool {
+        self.seats.values().any(|s| !matches!(s.stage, Stage::Ready { .. }))
+    }
+
+    /// Members not heard of since `since`.
+    pub(super) fn silent(&self, since: Tick) -> BTreeSet<WorkerId> {
+        let silent = self.seats.iter().filter(|(_, seat)| seat.heard < since);
+        silent.map(|(worker, _)| *worker).collect()
     }
 
     /// Nobody is overdue before this; perhaps nobody is then.

@@ -3,7 +3,9 @@
 use crate::events::{FromWorker, Outcome, PartInfo, Record, RunEvent, ToWorker};
 use crate::ids::{Generation, StateName, Term, WorkerId};
 use crate::ledger::{Committed, Keep};
+use crate::quarantine::QuarantineLedger;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Milliseconds on the shell's monotonic clock.
 pub type Tick = u64;
@@ -39,6 +41,34 @@ pub struct Settings {
     pub keep: Keep,
     /// Parts of a checkpoint.
     pub parts_total: u32,
+    /// Seed of the run: waits are spread by it.
+    pub seed: u64,
+    /// How failures are met.
+    pub policy: Policy,
+}
+
+/// How failures are met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// A step lease lasts so long (rule G5); 0: workers train without one and end with their stream.
+    pub outage_max_ms: u64,
+    /// Rows that nobody could read for so long are given up (rule M2).
+    pub unreadable_after_ms: u64,
+    /// So many steps passed over in a row for numbers that are not finite end the run (rule G11).
+    pub nonfinite_max: u32,
+    /// A joiner waits so long for others that are warming up, so that they join at once.
+    pub join_window_ms: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            outage_max_ms: 120_000,
+            unreadable_after_ms: 600_000,
+            nonfinite_max: 3,
+            join_window_ms: 2_000,
+        }
+    }
 }
 
 /// What happened.
@@ -97,6 +127,18 @@ pub enum Event {
     },
     /// Somebody asked the run to stop (Ctrl-C).
     StopRequested,
+    /// Somebody wants this worker gone within so long: a spot notice, a hand (rule G13).
+    DrainRequested {
+        /// Who.
+        worker: WorkerId,
+        /// Grace from now.
+        grace_ms: u64,
+    },
+    /// The store confirmed this reign; it holds until then by the shell's own clock (rule G5). Never told: for good.
+    LeadershipHeld {
+        /// On the shell's clock.
+        until: Tick,
+    },
     /// The deadline of [`Conductor::next_deadline`] has come.
     Ticked,
 }
@@ -165,6 +207,12 @@ pub struct Restored {
     pub generation: Generation,
     /// Highest worker id ever given.
     pub worker: WorkerId,
+    /// Members of the last generation: they may train on until they are heard of (rule G5).
+    pub members: Vec<WorkerId>,
+    /// Where each generation on the lineage was left (rule AU2).
+    pub ends: BTreeMap<Generation, u64>,
+    /// Rows that were given up.
+    pub quarantine: QuarantineLedger,
     /// Names of generations before this one do not count (rule G1).
     pub floor: Generation,
     /// Last committed checkpoint.
@@ -207,8 +255,13 @@ impl Restored {
         for record in records {
             match record {
                 Record::GenerationFormed {
-                    generation, members, ..
+                    generation,
+                    members,
+                    base,
+                    ..
                 } => {
+                    leave_off(&mut restored.ends, *base);
+                    restored.members.clone_from(members);
                     restored.generation = restored.generation.max(*generation);
                     for member in members {
                         restored.worker = restored.worker.max(*member);
@@ -240,12 +293,26 @@ impl Restored {
                     });
                 }
                 Record::RunFinished { name } => restored.finished = Some(*name),
-                Record::Resumed { generation, .. } => restored.floor = *generation,
-                Record::Quarantined { .. } | Record::RunCreated { .. } => {}
+                Record::Resumed { generation, name, .. } => {
+                    restored.floor = *generation;
+                    leave_off(&mut restored.ends, *name);
+                }
+                Record::WorkersNamed { upto } => restored.worker = restored.worker.max(*upto),
+                Record::Quarantined { entry } => {
+                    // A revision out of order cannot have been written by this brain; the audit names it.
+                    let _ = restored.quarantine.apply(entry.clone());
+                }
+                Record::RunCreated { .. } => {}
             }
         }
         restored
     }
+}
+
+/// The lineage goes on from `base`: what was trained beyond it is superseded.
+pub(super) fn leave_off(ends: &mut BTreeMap<Generation, u64>, base: StateName) {
+    ends.retain(|generation, _| *generation <= base.applied_gen);
+    ends.insert(base.applied_gen, base.step);
 }
 
 /// A serialisable picture of the conductor, for tests, status pages and crash reports.
@@ -259,6 +326,16 @@ pub struct View {
     pub members: Vec<WorkerId>,
     /// Ready workers.
     pub ready: Vec<WorkerId>,
+    /// Members that were asked to leave.
+    pub draining: Vec<WorkerId>,
+    /// Workers that are suspect hardware and get no lanes.
+    pub cordoned: Vec<WorkerId>,
+    /// Lanes are about to move, and why.
+    pub moving: Option<String>,
+    /// Last revision of the quarantine ledger.
+    pub quarantine: u64,
+    /// Why the last generation was formed.
+    pub reason: String,
     /// Steps applied by the fastest member.
     pub steps_done: u64,
     /// Last committed checkpoint.

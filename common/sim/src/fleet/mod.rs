@@ -10,7 +10,7 @@ mod report;
 
 use crate::queue::{Ms, Queue};
 use crate::spot::{Rates, Reclaim, reclaims};
-use argosy_common::conductor::{Conductor, Event, Restored, Settings};
+use argosy_common::conductor::{Conductor, Event, Policy, Restored, Settings};
 use argosy_common::events::{FromWorker, ToWorker};
 use argosy_common::follower::Follower;
 use argosy_common::hash::mix64;
@@ -209,6 +209,12 @@ impl<'a> Run<'a> {
                 every_steps: 0,
             },
             parts_total: fleet.faults.parts(),
+            seed: fleet.seed,
+            // A fleet is modelled at steps and decisions; its leases cost one small answer a heartbeat.
+            policy: Policy {
+                outage_max_ms: 0,
+                ..Policy::default()
+            },
         };
         Self {
             fleet,

@@ -1,12 +1,12 @@
 //! Single decisions, told event by event.
 
-use crate::conductor::{Command, Conductor, Event, Head, Restored, Settings};
+use crate::conductor::{Command, Conductor, Event, Head, Policy, Restored, Settings};
 use crate::events::{FromWorker, Outcome, Record, RunEvent, StepReport, ToWorker};
 use crate::ids::{Generation, StateName, Term, WorkerId};
 use crate::ledger::Keep;
 use crate::plan::{Plan, StateSource};
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         run: "r".into(),
         term: Term(1),
@@ -25,22 +25,27 @@ fn settings() -> Settings {
             every_steps: 0,
         },
         parts_total: 2,
+        seed: 0,
+        policy: Policy {
+            outage_max_ms: 0,
+            ..Policy::default()
+        },
     }
 }
 
-struct Story {
-    conductor: Conductor,
-    now: u64,
-    sent: Vec<(WorkerId, ToWorker)>,
-    records: Vec<Record>,
-    dismissed: Vec<WorkerId>,
+pub(super) struct Story {
+    pub(super) conductor: Conductor,
+    pub(super) now: u64,
+    pub(super) sent: Vec<(WorkerId, ToWorker)>,
+    pub(super) records: Vec<Record>,
+    pub(super) dismissed: Vec<WorkerId>,
     spawned: Vec<WorkerId>,
-    announced: Vec<RunEvent>,
-    outcome: Option<Outcome>,
+    pub(super) announced: Vec<RunEvent>,
+    pub(super) outcome: Option<Outcome>,
 }
 
 impl Story {
-    fn with(restored: Restored) -> Self {
+    pub(super) fn with(restored: Restored) -> Self {
         let mut story = Self {
             conductor: Conductor::new(settings(), restored),
             now: 0,
@@ -56,7 +61,7 @@ impl Story {
     }
 
     /// A shell whose store answers at once.
-    fn tell(&mut self, event: Event) {
+    pub(super) fn tell(&mut self, event: Event) {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             for command in self.conductor.step(event, self.now) {
@@ -65,7 +70,14 @@ impl Story {
                         self.records.push(record);
                         events.insert(0, Event::Persisted);
                     }
-                    Command::Send { to, message } => self.sent.push((to, message)),
+                    Command::Send { to, message } => {
+                        // Whoever is asked to fetch first rows has them at once.
+                        if let ToWorker::Prepare { generation, lanes, .. } = message.clone() {
+                            let message = FromWorker::Primed { generation, lanes };
+                            events.insert(0, Event::Said { worker: to, message });
+                        }
+                        self.sent.push((to, message));
+                    }
                     Command::SpawnWorker { worker } => self.spawned.push(worker),
                     Command::Dismiss { worker, .. } => self.dismissed.push(worker),
                     Command::Announce { event } => self.announced.push(event),
@@ -76,7 +88,7 @@ impl Story {
         }
     }
 
-    fn ready(&mut self, worker: u32, name: StateName) {
+    pub(super) fn ready(&mut self, worker: u32, name: StateName) {
         let worker = WorkerId(worker);
         self.tell(Event::WorkerConnected { worker });
         self.tell(Event::Said {
@@ -88,7 +100,7 @@ impl Story {
         });
     }
 
-    fn last_plan(&self) -> Plan {
+    pub(super) fn last_plan(&self) -> Plan {
         let plan = self.sent.iter().rev().find_map(|(_, m)| match m {
             ToWorker::Form { plan } => Some(plan.clone()),
             _ => None,
@@ -96,7 +108,7 @@ impl Story {
         plan.expect("a plan was sent")
     }
 
-    fn all_formed(&mut self) -> Plan {
+    pub(super) fn all_formed(&mut self) -> Plan {
         let plan = self.last_plan();
         for member in plan.members.iter() {
             let message = FromWorker::Formed {
@@ -110,7 +122,7 @@ impl Story {
         plan
     }
 
-    fn two_running() -> Self {
+    pub(super) fn two_running() -> Self {
         let mut story = Self::with(Restored::default());
         story.ready(1, StateName::INITIAL);
         story.ready(2, StateName::INITIAL);
@@ -118,7 +130,7 @@ impl Story {
         story
     }
 
-    fn done(&mut self, worker: u32, step: u64, generation: u64) {
+    pub(super) fn done(&mut self, worker: u32, step: u64, generation: u64) {
         self.done_with(worker, step, generation, Vec::new());
     }
 
@@ -139,7 +151,7 @@ impl Story {
         });
     }
 
-    fn close(&mut self, worker: u32, generation: u64, name: StateName) {
+    pub(super) fn close(&mut self, worker: u32, generation: u64, name: StateName) {
         let message = FromWorker::Closed {
             generation: Generation(generation),
             name,
@@ -152,7 +164,7 @@ impl Story {
     }
 }
 
-fn name(step: u64, generation: u64) -> StateName {
+pub(super) fn name(step: u64, generation: u64) -> StateName {
     StateName {
         step,
         applied_gen: Generation(generation),
@@ -163,6 +175,7 @@ fn name(step: u64, generation: u64) -> StateName {
 fn plan_is_durable_before_anyone_hears_of_it() {
     let mut conductor: Conductor = Conductor::new(settings(), Restored::default());
     let mut commands = conductor.step(Event::Ticked, 0);
+    commands.extend(conductor.step(Event::Persisted, 0)); // the ids that may be given
     for worker in [WorkerId(1), WorkerId(2)] {
         commands.extend(conductor.step(Event::WorkerConnected { worker }, 0));
         let message = FromWorker::Ready {

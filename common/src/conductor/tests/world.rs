@@ -2,7 +2,7 @@
 
 use super::toy::Worker;
 use crate::audit::{AuditInput, audit};
-use crate::conductor::{Command, Conductor, Event, Restored, Settings, View};
+use crate::conductor::{Command, Conductor, Event, Policy, Restored, Settings, View};
 use crate::events::{Outcome, Record, RunEvent, StepReport};
 use crate::follower;
 use crate::ids::{StateName, Term, WorkerId};
@@ -86,6 +86,11 @@ impl World {
                 every_steps: 0,
             },
             parts_total: 3,
+            seed,
+            policy: Policy {
+                outage_max_ms: 0,
+                ..Policy::default()
+            },
         };
         Self {
             seed,

@@ -1,0 +1,150 @@
+//! The step lease and the return of workers that had lost their stream (rules G5, G9).
+
+use super::{Conductor, Phase, Restored, Settings, Tick, Turn};
+use crate::events::{RunEvent, ToWorker};
+use crate::ids::{Generation, StateName, WorkerId};
+use crate::rules::Rules;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is known of the leases of the generation at hand.
+#[derive(Debug, Default)]
+pub(super) struct LeaseBook {
+    /// How long one lasts; 0: there are none.
+    lasts_ms: u64,
+    last_sent: Option<Tick>,
+    leads_until: Option<Tick>,
+    /// When the last one has run out with a tenth to spare.
+    over_at: Option<Tick>,
+    /// A reign before this one sent leases: they are counted from our own beginning.
+    from_start: bool,
+    /// Workers that came back inside a generation, until they have left it; with their address.
+    returning: BTreeMap<WorkerId, String>,
+}
+
+impl LeaseBook {
+    pub(super) fn new(settings: &Settings, restored: &Restored) -> Self {
+        let lasts_ms = settings.policy.outage_max_ms;
+        Self {
+            lasts_ms,
+            from_start: lasts_ms > 0 && !restored.members.is_empty(),
+            ..Self::default()
+        }
+    }
+
+    /// Who may still train in the last generation of a reign before this one.
+    pub(super) fn unproven(settings: &Settings, restored: &Restored) -> BTreeSet<WorkerId> {
+        let leased = settings.policy.outage_max_ms > 0;
+        let members = restored.members.iter().copied();
+        members.filter(|_| leased).collect()
+    }
+
+    fn with_a_tenth(&self) -> u64 {
+        self.lasts_ms + self.lasts_ms / 10 + 1
+    }
+
+    pub(super) fn starts(&mut self, now: Tick) {
+        if std::mem::take(&mut self.from_start) {
+            self.over_at = Some(now + self.with_a_tenth());
+        }
+    }
+
+    pub(super) fn leads_until(&mut self, until: Tick) {
+        self.leads_until = Some(until);
+    }
+
+    /// Nobody acknowledged leaving: the lease has to run out, unless all are proven gone.
+    pub(super) fn runs_out(&mut self, now: Tick) {
+        if self.lasts_ms > 0 {
+            self.over_at = Some(self.last_sent.unwrap_or(now) + self.with_a_tenth());
+        }
+    }
+
+    pub(super) fn over_at(&self) -> Option<Tick> {
+        self.over_at
+    }
+
+    pub(super) fn is_over(&self, now: Tick) -> bool {
+        self.over_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether members of an old generation have to be accounted for. Of processes that are not ours and have no lease
+    /// nobody reports the end: they end themselves with their stream, and that is all there is to rely on.
+    pub(super) fn guards(&self, settings: &Settings) -> bool {
+        settings.spawns || self.lasts_ms > 0
+    }
+
+    /// A lease is of one generation.
+    pub(super) fn formed(&mut self) {
+        self.over_at = None;
+        self.last_sent = None;
+    }
+
+    pub(super) fn left(&mut self, worker: WorkerId) {
+        self.returning.remove(&worker);
+    }
+}
+
+impl<R: Rules> Conductor<R> {
+    /// Renews only while this reign holds, and not for a generation that is being broken off.
+    pub(super) fn lease_wanted(&mut self, worker: WorkerId, generation: Generation, asked_at: Tick, turn: &mut Turn) {
+        let broken_off = matches!(self.phase, Phase::Closing { planned: false, .. });
+        let deposed = self.lease.leads_until.is_some_and(|until| until <= turn.now);
+        let lasts_ms = self.lease.lasts_ms;
+        if lasts_ms == 0 || broken_off || deposed || !self.member_of(worker, generation) {
+            return;
+        }
+        self.lease.last_sent = Some(turn.now);
+        turn.send(
+            worker,
+            ToWorker::Lease {
+                generation,
+                asked_at,
+                lasts_ms,
+            },
+        );
+    }
+
+    /// A worker that had lost its stream is back with its state. One that is still inside a generation leaves it first.
+    pub(super) fn rejoined(
+        &mut self,
+        worker: WorkerId,
+        addr: String,
+        name: StateName,
+        inside: Option<Generation>,
+        left: Generation,
+        turn: &mut Turn,
+    ) {
+        if let Some(generation) = inside {
+            self.lease.returning.insert(worker, addr);
+            let after_step = None;
+            turn.send(worker, ToWorker::Close { generation, after_step });
+            return;
+        }
+        if left >= self.generation && self.unproven.contains(&worker) {
+            self.unproven.clear(); // one acknowledgement is enough (rule G5)
+        }
+        self.seats.set_ready(worker, addr, name);
+        turn.announce(RunEvent::WorkerReady { worker });
+    }
+
+    /// True if `worker` had come back inside `generation` and has now left it.
+    pub(super) fn returned(
+        &mut self,
+        worker: WorkerId,
+        generation: Generation,
+        name: StateName,
+        turn: &mut Turn,
+    ) -> bool {
+        let Some(addr) = self.lease.returning.remove(&worker) else {
+            return false;
+        };
+        self.rejoined(worker, addr, name, None, generation, turn);
+        true
+    }
+
+    /// Whether `name` is a state of the lineage: one applied beyond where its generation was left is superseded.
+    pub(super) fn on_lineage(&self, name: StateName) -> bool {
+        let end = self.ends.get(&name.applied_gen);
+        name.applied_gen == self.generation || end.is_some_and(|end| name.step <= *end)
+    }
+}

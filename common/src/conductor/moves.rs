@@ -1,0 +1,358 @@
+//! Planned moves of lanes: joins, drains, and from slow workers to fast ones (rules L8, G8, G13).
+//!
+//! A move has two phases. New owners are told what will be theirs and fetch its first rows while the old ones train on; when
+//! they have them, the generation is left at a boundary and the next one is formed with the lanes where they were announced.
+
+use super::generation::CLOSE_STEPS_AHEAD;
+use super::{Conductor, Phase, Settings, Tick, Turn};
+use crate::assignment::{assign_by_speed, keep_away};
+use crate::events::{RunEvent, StepReport, ToWorker};
+use crate::ids::WorkerId;
+use crate::invariants::{debug_assert_holds, lane_handed_over};
+use crate::plan::Plan;
+use crate::rules::Rules;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A new owner may take so long to fetch first rows, beyond the failure budget; then the move is put off as long again.
+const PRIMING_MS: u64 = 30_000;
+/// Speeds are looked at every so many steps.
+const REBALANCE_STEPS: u64 = 32;
+/// Speed of a worker like most; others are rounded to eighths of it, and a quarter more or less is noise.
+const SPEED_USUAL: u32 = 8;
+/// Phases whose time is a worker's own; in the others it waits for its peers.
+const OWN_PHASES: [&str; 4] = ["load", "encode", "loss", "backward"];
+
+/// A move under way.
+#[derive(Debug)]
+pub(super) struct Move {
+    pub(super) reason: String,
+    members: Vec<WorkerId>,
+    owners: Vec<WorkerId>,
+    /// New owner and lane.
+    awaited: BTreeSet<(WorkerId, u32)>,
+    primed: BTreeSet<(WorkerId, u32)>,
+    from_step: u64,
+    deadline: Tick,
+}
+
+/// Who comes, who goes, who is slow.
+#[derive(Debug, Default)]
+pub(super) struct Moves {
+    /// Asked to leave, with the tick at which they leave whatever is open.
+    pub(super) draining: BTreeMap<WorkerId, Tick>,
+    /// Told to go.
+    released: BTreeSet<WorkerId>,
+    /// Steps done when the last drain began: a checkpoint from then on saves what the last clean members hold.
+    drain_since: u64,
+    pub(super) under_way: Option<Move>,
+    /// A joiner has waited for others since then.
+    joining_since: Option<Tick>,
+    not_before: Tick,
+    /// Milliseconds of its own a worker takes for a lane.
+    lane_ms: BTreeMap<WorkerId, f32>,
+    loads: BTreeMap<WorkerId, u32>,
+    rebalance_due: bool,
+}
+
+impl Moves {
+    pub(super) fn next_deadline(&self, settings: &Settings) -> Option<(Tick, &'static str)> {
+        let waits = self.draining.iter().filter(|(w, _)| !self.released.contains(w));
+        let drained = waits.map(|(_, at)| (*at, "a grace period ends")).min();
+        let primed = self
+            .under_way
+            .as_ref()
+            .map(|m| (m.deadline, "new owners have first rows"));
+        let window = settings.policy.join_window_ms;
+        let joins = self.joining_since.map(|since| (since + window, "joiners join at once"));
+        [drained, primed, joins].into_iter().flatten().min()
+    }
+
+    pub(super) fn primed(&mut self, worker: WorkerId, lanes: &[u32]) {
+        if let Some(under_way) = &mut self.under_way {
+            under_way.primed.extend(lanes.iter().map(|lane| (worker, *lane)));
+        }
+    }
+
+    /// Forgets `worker`; true if it went because it was told to.
+    pub(super) fn left(&mut self, worker: WorkerId) -> bool {
+        self.draining.remove(&worker);
+        self.lane_ms.remove(&worker);
+        self.released.remove(&worker)
+    }
+
+    pub(super) fn formed(&mut self, members: &[WorkerId], owners: &[WorkerId]) {
+        self.joining_since = None;
+        self.rebalance_due = false;
+        self.loads = members.iter().map(|w| (*w, 0)).collect();
+        for owner in owners {
+            *self.loads.entry(*owner).or_default() += 1;
+        }
+    }
+
+    /// Takes a member's own time for its lanes; the coarse mean forgets a bad moment.
+    pub(super) fn stepped(&mut self, worker: WorkerId, report: &StepReport) {
+        let own: f32 = OWN_PHASES.iter().filter_map(|phase| report.phase_ms.get(*phase)).sum();
+        let lanes = self.loads.get(&worker).copied().unwrap_or(0);
+        if own > 0.0 && lanes > 0 {
+            let now = own / lanes as f32;
+            let mean = self.lane_ms.entry(worker).or_insert(now);
+            *mean += (now - *mean) * 0.2;
+        }
+        self.rebalance_due |= report.name.step.is_multiple_of(REBALANCE_STEPS);
+    }
+
+    /// Relative speeds; of workers not measured yet the usual one.
+    fn speeds(&self, members: &[WorkerId]) -> BTreeMap<WorkerId, u32> {
+        let mut all: Vec<f32> = members.iter().filter_map(|w| self.lane_ms.get(w).copied()).collect();
+        all.sort_by(f32::total_cmp);
+        let median = all.get(all.len() / 2).copied().unwrap_or(0.0);
+        let speed = |w: &WorkerId| match self.lane_ms.get(w) {
+            Some(ms) if *ms > 0.0 && (median / ms - 1.0).abs() >= 0.25 => {
+                ((median / ms * SPEED_USUAL as f32).round() as u32).clamp(1, 8 * SPEED_USUAL)
+            }
+            _ => SPEED_USUAL,
+        };
+        members.iter().map(|w| (*w, speed(w))).collect()
+    }
+}
+
+impl<R: Rules> Conductor<R> {
+    /// Whether `worker` may be in the next generation.
+    pub(super) fn may_train(&self, worker: WorkerId) -> bool {
+        !self.moves.draining.contains_key(&worker) && !self.trouble.cordoned.contains(&worker)
+    }
+
+    /// Who can be in the next generation: ready workers that stay, or those who drain, once more, to save what they hold.
+    pub(super) fn eligible(&self) -> Vec<WorkerId> {
+        let ready = self.seats.ready();
+        let staying: Vec<WorkerId> = ready.iter().copied().filter(|w| self.may_train(*w)).collect();
+        if !staying.is_empty() {
+            return staying;
+        }
+        let held = |w: &WorkerId| self.moves.draining.contains_key(w) && !self.moves.released.contains(w);
+        ready.into_iter().filter(held).collect()
+    }
+
+    /// Somebody has to go within `grace_ms`.
+    pub(super) fn drain(&mut self, worker: WorkerId, grace_ms: u64, turn: &mut Turn) {
+        if !self.seats.contains(worker) || self.moves.draining.contains_key(&worker) {
+            return;
+        }
+        // A fifth of the grace is left for going: the last step, the answer, the process.
+        self.moves.draining.insert(worker, turn.now + grace_ms / 5 * 4);
+        self.moves.drain_since = self.steps_done;
+        self.moves.under_way = None;
+        turn.announce(RunEvent::WorkerDraining { worker, grace_ms });
+        if matches!(self.phase, Phase::Waiting) {
+            self.let_drained_go(turn);
+        }
+    }
+
+    /// Whether a checkpoint holds what was trained when the last drain began.
+    fn is_saved(&self) -> bool {
+        self.ledger.head().map_or(0, |h| h.name.step) >= self.moves.drain_since
+    }
+
+    /// Of a generation that is over: those who were asked to leave may, unless they alone hold its state and have time.
+    pub(super) fn let_drained_go(&mut self, turn: &mut Turn) {
+        if self.moves.draining.is_empty() {
+            return;
+        }
+        let ready = self.seats.ready();
+        let name = |w: &WorkerId| self.seats.ready_at(*w).map(|(_, name)| name);
+        let newest = ready.iter().filter_map(name).max();
+        let kept = ready.iter().any(|w| self.may_train(*w) && name(w) == newest);
+        let free = kept || self.is_saved();
+        let go: Vec<(WorkerId, Tick)> = self.moves.draining.iter().map(|(w, at)| (*w, *at)).collect();
+        for (worker, at) in go {
+            if (free || at <= turn.now) && self.moves.released.insert(worker) {
+                turn.send(worker, ToWorker::Finish);
+            }
+        }
+    }
+
+    /// Whether nobody who stays holds the state, and no checkpoint since then does: one is taken first (rule G13).
+    pub(super) fn saves_before_drain(&self) -> bool {
+        let Phase::Running { plan } = &self.phase else {
+            return false;
+        };
+        !self.moves.draining.is_empty() && !self.is_saved() && plan.members.iter().all(|m| !self.may_train(m.worker))
+    }
+
+    /// What a generation that trains has to do about joins, drains and slow members.
+    pub(super) fn consider_moves(&mut self, turn: &mut Turn) {
+        let idle = self.seats.newcomers().is_empty() && self.moves.draining.is_empty() && !self.moves.rebalance_due;
+        let at_end = self.steps_done + CLOSE_STEPS_AHEAD >= self.settings.total_steps;
+        // Nothing moves any more in the last steps or after a stop.
+        if (idle && self.moves.under_way.is_none()) || at_end || self.stopping {
+            return;
+        }
+        let Phase::Running { plan } = &self.phase else { return };
+        let boundary = self.steps_done + CLOSE_STEPS_AHEAD;
+        let overdue = |w: WorkerId| self.moves.draining.get(&w).is_some_and(|at| *at <= turn.now);
+        if let Some(late) = plan.members.iter().map(|m| m.worker).find(|w| overdue(*w)) {
+            let reason = format!("{late} has to go now");
+            self.moves.under_way = None;
+            self.leave_generation(None, &reason, Some(boundary), turn);
+            return;
+        }
+        // A move waits for a checkpoint to be copied; its parts go up beside the next generation.
+        let copying = self.ledger.opened().is_some_and(|(_, at)| self.steps_done < at);
+        if copying || turn.now < self.moves.not_before {
+            return;
+        }
+        if self.moves.under_way.is_some() {
+            self.finish_move(boundary, turn);
+            return;
+        }
+        let plan = plan.clone();
+        if let Some((reason, members)) = self.wanted_members(&plan, turn.now) {
+            self.prepare_move(reason, members, boundary, turn);
+        }
+    }
+
+    /// Who should train next and why, if that is another set or another share.
+    fn wanted_members(&mut self, plan: &Plan, now: Tick) -> Option<(String, Vec<WorkerId>)> {
+        let members: Vec<WorkerId> = plan.members.iter().map(|m| m.worker).collect();
+        let mut next: Vec<WorkerId> = members.iter().copied().filter(|w| self.may_train(*w)).collect();
+        let going: Vec<String> = members
+            .iter()
+            .filter(|w| !next.contains(w))
+            .map(ToString::to_string)
+            .collect();
+        if next.is_empty() {
+            let saved = !self.saves_before_drain();
+            return saved.then(|| (format!("all members drain: {}", going.join(", ")), next));
+        }
+        let room = (self.settings.workers_max as usize).saturating_sub(next.len());
+        let newcomers = self.seats.newcomers().iter().copied().filter(|w| self.may_train(*w));
+        let joining: Vec<WorkerId> = newcomers.take(room).collect();
+        if !joining.is_empty() && going.is_empty() {
+            let since = *self.moves.joining_since.get_or_insert(now);
+            if self.seats.any_warming() && now < since + self.settings.policy.join_window_ms {
+                return None;
+            }
+        }
+        next.extend(&joining);
+        next.sort_unstable();
+        let names = |all: &[WorkerId]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match (joining.is_empty(), going.is_empty()) {
+            (false, true) => Some((format!("{} joins", names(&joining)), next)),
+            (true, false) => Some((format!("{} drains", going.join(", ")), next)),
+            (false, false) => Some((format!("{} joins, {} drains", names(&joining), going.join(", ")), next)),
+            (true, true) => self.slow_member(next),
+        }
+    }
+
+    /// A reason to share the lanes out anew: the slowest member would end at least a fifth sooner.
+    fn slow_member(&mut self, members: Vec<WorkerId>) -> Option<(String, Vec<WorkerId>)> {
+        if !std::mem::take(&mut self.moves.rebalance_due) {
+            return None;
+        }
+        let speeds = self.moves.speeds(&members);
+        let end = |owners: &[WorkerId]| {
+            let mut loads: BTreeMap<WorkerId, u32> = BTreeMap::new();
+            for owner in owners {
+                *loads.entry(*owner).or_default() += 1;
+            }
+            let time = |(w, n): (&WorkerId, &u32)| (n * 1000 / speeds.get(w).copied().unwrap_or(SPEED_USUAL), *w);
+            loads.iter().map(time).max()
+        };
+        let now = end(&self.lanes)?;
+        let then = end(&assign_by_speed(self.settings.lanes, &speeds, &self.lanes))?;
+        (then.0 * 5 <= now.0 * 4).then(|| {
+            let ms = self.moves.lane_ms.get(&now.1).copied().unwrap_or(0.0);
+            (format!("{} is slow: {ms:.0} ms a lane", now.1), members)
+        })
+    }
+
+    /// Phase one: new owners are told.
+    fn prepare_move(&mut self, reason: String, members: Vec<WorkerId>, from_step: u64, turn: &mut Turn) {
+        let owners = if members.is_empty() {
+            Vec::new()
+        } else {
+            self.shares(&members)
+        };
+        let mut by_owner: BTreeMap<WorkerId, Vec<u32>> = BTreeMap::new();
+        for (lane, owner) in owners.iter().enumerate() {
+            if self.lanes.get(lane) != Some(owner) {
+                by_owner.entry(*owner).or_default().push(lane as u32);
+            }
+        }
+        let each = by_owner
+            .iter()
+            .flat_map(|(w, lanes)| lanes.iter().map(move |lane| (*w, *lane)));
+        let awaited: BTreeSet<(WorkerId, u32)> = each.collect();
+        turn.announce(RunEvent::LanesMoving {
+            reason: reason.clone(),
+            lanes: awaited.len() as u32,
+            from_step,
+        });
+        let generation = self.generation;
+        for (worker, lanes) in by_owner {
+            let order = ToWorker::Prepare {
+                generation,
+                lanes,
+                from_step,
+            };
+            turn.send(worker, order);
+        }
+        self.moves.under_way = Some(Move {
+            reason,
+            members,
+            owners,
+            awaited,
+            primed: BTreeSet::new(),
+            from_step,
+            deadline: turn.now + self.settings.failure_budget_ms + PRIMING_MS,
+        });
+        self.finish_move(from_step, turn);
+    }
+
+    /// Phase two, once all lanes are primed; a move whose owners do not answer is put off.
+    fn finish_move(&mut self, boundary: u64, turn: &mut Turn) {
+        let Some(under_way) = &self.moves.under_way else { return };
+        if !under_way
+            .members
+            .iter()
+            .all(|w| self.seats.contains(*w) && self.may_train(*w))
+        {
+            self.moves.under_way = None;
+            return;
+        }
+        if under_way
+            .awaited
+            .iter()
+            .all(|key| R::lane_may_move(under_way.primed.contains(key)))
+        {
+            let (reason, after) = (under_way.reason.clone(), boundary.max(under_way.from_step));
+            self.leave_generation(None, &reason, Some(after), turn);
+        } else if under_way.deadline <= turn.now {
+            self.moves.under_way = None;
+            self.moves.not_before = turn.now + PRIMING_MS;
+        }
+    }
+
+    fn shares(&self, members: &[WorkerId]) -> Vec<WorkerId> {
+        let mut owners = assign_by_speed(self.settings.lanes, &self.moves.speeds(members), &self.lanes);
+        keep_away(&mut owners, members, &self.trouble.banned);
+        owners
+    }
+
+    /// Owners of the lanes in the next generation: as announced, if the same members form it.
+    pub(super) fn owners_for(&mut self, members: &[WorkerId]) -> Vec<WorkerId> {
+        let mut sorted = members.to_vec();
+        sorted.sort_unstable();
+        let Some(moved) = self.moves.under_way.take().filter(|m| m.members == sorted) else {
+            return self.shares(members);
+        };
+        for (lane, (from, to)) in self.lanes.iter().zip(&moved.owners).enumerate() {
+            let lane = lane as u32;
+            if from != to && self.seats.contains(*from) {
+                let primed = moved.primed.contains(&(*to, lane));
+                debug_assert_holds::<R>(|| lane_handed_over(lane, *from, *to, primed));
+            }
+        }
+        moved.owners
+    }
+}
