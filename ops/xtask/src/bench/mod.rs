@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 
 mod figure;
 mod loader_demo;
+mod loader_photos;
 mod page;
 mod quiet;
 mod session;
@@ -32,7 +33,12 @@ pub(crate) struct Bench {
 }
 
 /// All there is, by name.
-const BENCHES: &[&Bench] = &[&loader_demo::BENCH];
+const BENCHES: &[&Bench] = &[
+    &loader_demo::BENCH,
+    &loader_photos::SMALL,
+    &loader_photos::LARGE,
+    &loader_photos::CORES,
+];
 
 /// What was asked for on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
