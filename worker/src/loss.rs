@@ -235,7 +235,7 @@ impl Features {
         for start in (0..rows).step_by(1024) {
             let piece = (start, 1024.min(rows - start));
             let double = |x: &Tensor| -> Result<Tensor> { Ok(cut(x, piece)?.f_to_kind(Kind::Double)?) };
-            let product = double(&self.f)?.f_mul_(&double(&d_f)?)?;
+            let product = double(&self.f)?.f_mul(&double(&d_f)?)?;
             d_log_scale += product.f_sum(Kind::Double)?.f_double_value(&[])?;
         }
         Ok(LossGrads { d_f, d_g, d_log_scale })

@@ -229,3 +229,164 @@ fn loss_own_row_doubled_or_beyond_is_refused() {
         assert!(OwnRows::begin(&case.f, &case.g, &own, 1.0, 8).is_err());
     }
 }
+
+/// Sigmoid loss and gradients by plain autograd in double precision (`SigLipLoss`): loss, dF, dG, d ln s, d b.
+fn plain_sigmoid(case: &Case, bias: f64) -> (f64, Tensor, Tensor, f64, f64) {
+    let leaf = |x: &Tensor| x.to_kind(Kind::Double).detach().set_requires_grad(true);
+    let (f, g) = (leaf(&case.f), leaf(&case.g));
+    let log_scale = Tensor::from(case.scale.ln()).set_requires_grad(true);
+    let shift = Tensor::from(bias).set_requires_grad(true);
+    let rows = f.size()[0];
+    let signs = Tensor::eye(rows, (Kind::Double, Device::Cpu)) * 2.0 - 1.0;
+    let logits = f.matmul(&g.transpose(0, 1)) * log_scale.exp() + &shift;
+    let loss = (signs * logits).log_sigmoid().sum(Kind::Double) / (-rows as f64);
+    loss.backward();
+    let scalar = |x: &Tensor| x.double_value(&[]);
+    (
+        scalar(&loss),
+        f.grad(),
+        g.grad(),
+        scalar(&log_scale.grad()),
+        scalar(&shift.grad()),
+    )
+}
+
+/// Small numbers from a counter: reproducible shapes for the properties below.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below
+    }
+}
+
+/// A case in double precision with rows dealt at random; every third is learned, every third has twins.
+fn rolled(dice: &mut Dice) -> (Case, Vec<Vec<u32>>, usize) {
+    let (rows, dim) = (1 + dice.roll(24) as i64, 2 + dice.roll(20) as i64);
+    let scale = [1.0, 14.3, 100.0][dice.roll(3) as usize];
+    let made = match dice.roll(3) {
+        0 => learned(rows, dim, scale, 0.3),
+        1 => case(rows, dim, scale, true),
+        _ => case(rows, dim, scale, false),
+    };
+    let double = |x: &Tensor| {
+        let x = x.to_kind(Kind::Double);
+        let norm = x.norm_scalaropt_dim(2.0, [-1i64].as_slice(), true);
+        x / norm
+    };
+    let case = Case {
+        f: double(&made.f),
+        g: double(&made.g),
+        scale,
+    };
+    let mut owners = vec![Vec::new(); 1 + dice.roll(4) as usize];
+    for row in 0..rows as u32 {
+        let owner = dice.roll(owners.len() as u64) as usize;
+        owners[owner].push(row);
+    }
+    (case, owners, 1 + dice.roll(30) as usize)
+}
+
+/// `|a - b|` over `|b|` with a floor for what is zero but for rounding.
+fn close(a: &Tensor, b: &Tensor, floor: f64) -> f64 {
+    let norm = |x: &Tensor| x.norm().double_value(&[]);
+    norm(&(a - b)) / norm(b).max(floor)
+}
+
+#[test]
+fn loss_of_any_shape_owners_and_tiles_has_autograds_gradient_to_a_millionth() {
+    let mut dice = Dice(4);
+    for round in 0..200 {
+        let (case, owners, edge) = rolled(&mut dice);
+        let rows = case.f.size()[0];
+        let (softmax, sigmoid_want) = (plain(&case), plain_sigmoid(&case, -3.0));
+        let vector = || Tensor::zeros([rows], (Kind::Double, Device::Cpu));
+        let (r, c, diag) = (vector(), vector(), vector());
+        let (d_f, d_g, mut d_s) = (case.f.zeros_like(), case.g.zeros_like(), 0.0);
+        let (s_f, s_g, mut s_s, mut s_b, mut s_loss) = (case.f.zeros_like(), case.g.zeros_like(), 0.0, 0.0, 0.0);
+        let mut begun = Vec::new();
+        for own in &owners {
+            let index = Tensor::from_slice(&own.iter().map(|i| i64::from(*i)).collect::<Vec<_>>());
+            let put = |into: &Tensor, part: &Tensor| drop(into.shallow_clone().index_copy_(0, &index, part));
+            let (state, lse) = OwnRows::begin(&case.f, &case.g, own, case.scale, edge).unwrap();
+            put(&r, &lse.r);
+            put(&c, &lse.c);
+            put(&diag, &lse.diag);
+            let done = sigmoid(&case.f, &case.g, own, case.scale, -3.0, edge).unwrap();
+            put(&s_f, &done.grads.d_f);
+            put(&s_g, &done.grads.d_g);
+            s_s += done.grads.d_log_scale;
+            s_b += done.d_bias;
+            s_loss += done.rows.sum(Kind::Double).double_value(&[]) / rows as f64;
+            begun.push((state, index));
+        }
+        for (state, index) in begun {
+            let grads = state.finish(&r, &c, &diag).unwrap();
+            let put = |into: &Tensor, part: &Tensor| drop(into.shallow_clone().index_copy_(0, &index, part));
+            put(&d_f, &grads.d_f);
+            put(&d_g, &grads.d_g);
+            d_s += grads.d_log_scale;
+        }
+        let what = format!(
+            "SEED loss 4 round {round}: {rows} rows, edge {edge}, scale {}",
+            case.scale
+        );
+        let loss = (&r + &c).sum(Kind::Double).double_value(&[]) / (2.0 * rows as f64);
+        // A batch of one row, or of twins alone, has gradients that are zero but for rounding.
+        let floor = 1e-6;
+        for (name, error) in [
+            ("loss", (loss - softmax.0).abs() / softmax.0.max(floor)),
+            ("dF", close(&d_f, &softmax.1, floor)),
+            ("dG", close(&d_g, &softmax.2, floor)),
+            ("d ln s", (d_s - softmax.3).abs() / softmax.3.abs().max(floor)),
+            (
+                "sigmoid loss",
+                (s_loss - sigmoid_want.0).abs() / sigmoid_want.0.max(floor),
+            ),
+            ("sigmoid dF", close(&s_f, &sigmoid_want.1, floor)),
+            ("sigmoid dG", close(&s_g, &sigmoid_want.2, floor)),
+            (
+                "sigmoid d ln s",
+                (s_s - sigmoid_want.3).abs() / sigmoid_want.3.abs().max(floor),
+            ),
+            (
+                "sigmoid d b",
+                (s_b - sigmoid_want.4).abs() / sigmoid_want.4.abs().max(floor),
+            ),
+        ] {
+            assert!(error < 1e-6, "{what}: {name} is {error:e} off");
+        }
+    }
+}
+
+#[test]
+fn loss_of_no_rows_at_all_is_nothing() {
+    let empty = Tensor::zeros([0, 4], (Kind::Float, Device::Cpu));
+    let (state, lse) = OwnRows::begin(&empty, &empty, &[], 1.0, 8).unwrap();
+    assert_eq!(lse.r.numel(), 0);
+    let grads = state.finish(&lse.r, &lse.c, &lse.diag).unwrap();
+    assert_eq!((grads.d_f.numel(), grads.d_log_scale), (0, 0.0));
+}
+
+#[test]
+#[ignore = "computes a batch of 32768 rows: about a minute on two cores"]
+fn loss_of_32768_rows_needs_less_than_a_twentieth_of_the_matrix() {
+    argosy_torch_ext::pool_install();
+    let rows = 32_768u32;
+    let random = || {
+        let x = Tensor::randn([i64::from(rows), 512], (Kind::Float, Device::Cpu));
+        let norm = x.norm_scalaropt_dim(2.0, [-1i64].as_slice(), true);
+        x / norm
+    };
+    let (f, g) = (random(), random());
+    let own: Vec<u32> = (0..rows).collect();
+    let (before, _) = argosy_torch_ext::pool_stats(true);
+    let (state, lse) = OwnRows::begin(&f, &g, &own, 14.3, 1024).unwrap();
+    state.finish(&lse.r, &lse.c, &lse.diag).unwrap();
+    let extra = argosy_torch_ext::pool_stats(false).1 - before;
+    assert!(extra < 215_000_000, "{extra} bytes beside the features");
+}
