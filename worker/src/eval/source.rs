@@ -62,9 +62,7 @@ pub struct Loaded {
 /// # Errors
 /// The exit code and a sentence that names the file.
 pub fn load_engine(checkpoint: &Path, threads: usize) -> Result<Loaded, Failure> {
-    let loaded = load_weights(checkpoint, threads, Which::Trained)?;
-    check_tokenizer(loaded.engine.config()).map_err(|e| (Exit::BadConfig, format!("{}: {e}", loaded.shown)))?;
-    Ok(loaded)
+    load(checkpoint, threads, Which::Trained, true)
 }
 
 /// A model with some of the weights that `checkpoint` names; its text tower may take other ids than the tokenizer's.
@@ -72,6 +70,11 @@ pub fn load_engine(checkpoint: &Path, threads: usize) -> Result<Loaded, Failure>
 /// # Errors
 /// As [`load_engine`].
 pub fn load_weights(checkpoint: &Path, threads: usize, which: Which) -> Result<Loaded, Failure> {
+    load(checkpoint, threads, which, false)
+}
+
+/// `captions`: the text tower must take what the tokenizer makes, which is known before any weights are read.
+fn load(checkpoint: &Path, threads: usize, which: Which, captions: bool) -> Result<Loaded, Failure> {
     let options = TorchOptions {
         threads,
         ..TorchOptions::default()
@@ -85,7 +88,7 @@ pub fn load_weights(checkpoint: &Path, threads: usize, which: Which) -> Result<L
             );
             return Err((Exit::NotFound, message));
         }
-        return from_hub(checkpoint, options);
+        return from_hub(checkpoint, options, captions);
     }
     let manifest = if checkpoint.is_file() || checkpoint.to_string_lossy().contains("://") {
         split(checkpoint)
@@ -98,16 +101,16 @@ pub fn load_weights(checkpoint: &Path, threads: usize, which: Which) -> Result<L
         );
         return Err((Exit::NotFound, message));
     };
-    from_manifest(manifest, options, which)
+    from_manifest(manifest, options, which, captions)
 }
 
-fn from_hub(folder: &Path, options: TorchOptions) -> Result<Loaded, Failure> {
+fn from_hub(folder: &Path, options: TorchOptions, captions: bool) -> Result<Loaded, Failure> {
     let read = |name: &str| {
         let path = folder.join(name);
         std::fs::read(&path).map_err(|e| (Exit::NotFound, format!("{}: {e}", path.display())))
     };
     let text = String::from_utf8_lossy(&read(HUB_CONFIG)?).into_owned();
-    let (config, preprocess) = read_config(&text, &folder.join(HUB_CONFIG))?;
+    let (config, preprocess) = read_config(&text, &folder.join(HUB_CONFIG), captions)?;
     let failed = |e: crate::engine::EngineError| (Exit::JobFailed, format!("{}: {e}", folder.display()));
     let mut engine = TorchEngine::new(&config, &preprocess, options).map_err(failed)?;
     engine.load_weights(&read(HUB_WEIGHTS)?).map_err(failed)?;
@@ -119,8 +122,13 @@ fn from_hub(folder: &Path, options: TorchOptions) -> Result<Loaded, Failure> {
     })
 }
 
-fn read_config(text: &str, file: &Path) -> Result<(ModelConfig, Preprocess), Failure> {
-    ModelConfig::from_json(text).map_err(|e| (Exit::BadConfig, format!("{}: {e}", file.display())))
+fn read_config(text: &str, file: &Path, captions: bool) -> Result<(ModelConfig, Preprocess), Failure> {
+    let bad = |e| (Exit::BadConfig, format!("{}: {e}", file.display()));
+    let (config, preprocess) = ModelConfig::from_json(text).map_err(bad)?;
+    if captions {
+        check_tokenizer(&config).map_err(bad)?;
+    }
+    Ok((config, preprocess))
 }
 
 /// The manifest that the run's events name last, as place and key. Folders are never listed: a crash leaves files that count
@@ -172,7 +180,7 @@ fn split(manifest: &Path) -> (String, String) {
     (root.to_string_lossy().into_owned(), key.to_string_lossy().into_owned())
 }
 
-fn from_manifest((location, key): (String, String), options: TorchOptions, which: Which) -> Result<Loaded, Failure> {
+fn from_manifest((location, key): (String, String), options: TorchOptions, which: Which, captions: bool) -> Result<Loaded, Failure> {
     let failed = |e: CheckpointError| {
         let exit = match e {
             CheckpointError::Store { .. } => Exit::NotFound,
@@ -183,7 +191,7 @@ fn from_manifest((location, key): (String, String), options: TorchOptions, which
     let store = PartStore::open(&location).map_err(failed)?;
     let manifest = read_manifest(&store, &key).map_err(failed)?;
     let shown = format!("{location}/{key}");
-    let (config, preprocess) = read_config(&manifest.model.to_string(), Path::new(&shown))?;
+    let (config, preprocess) = read_config(&manifest.model.to_string(), Path::new(&shown), captions)?;
     let mut engine = TorchEngine::new(&config, &preprocess, options).map_err(|e| (Exit::BadConfig, e.to_string()))?;
     let prefix = which.prefix();
     let table = engine.tensor_table();

@@ -291,7 +291,7 @@ fn embed_and_export_of_openclips_folder_agree_with_openclip() {
         "--checkpoint",
         &path("hub"),
         "--tensors",
-        &path("c.npy"),
+        &path("c.image_features.npy"),
         "-o",
         &path("d.npy"),
     ]);
