@@ -11,5 +11,6 @@ fn main() {
     };
     let lib = root.join("lib");
     let lib = lib.canonicalize().unwrap_or(lib);
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    // First where a tarball has it (`cargo xtask dist`), then where it was built.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib:{}", lib.display());
 }

@@ -33,6 +33,9 @@ pub struct Job {
     /// When the state is made durable.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
+    /// What committed checkpoints are evaluated on, beside the training.
+    #[serde(default)]
+    pub evaluation: EvaluationConfig,
     /// How failures are noticed.
     #[serde(default)]
     pub failure: FailureConfig,
@@ -302,6 +305,34 @@ impl CheckpointConfig {
     }
 }
 
+/// Zero-shot evaluation of committed checkpoints, in processes of low priority.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluationConfig {
+    /// The first checkpoint behind every multiple of so many positions is evaluated; 0: every one. The last one always is.
+    pub every_samples: u64,
+    /// Threads of one evaluation.
+    pub threads: u32,
+    /// Rows that go through a tower at once.
+    pub batch: u32,
+    /// What is evaluated on; nothing by default.
+    pub sets: Vec<EvaluationSet>,
+}
+
+/// One set of labelled pictures. Paths are relative to the job file's folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationSet {
+    /// Name in results: `NAME-zeroshot-val-top1`.
+    pub name: String,
+    /// Shards; samples carry their class in a `.cls` member.
+    pub data: String,
+    /// File with the names of the classes, line i for class i, from 0.
+    pub classes: String,
+    /// File with prompts, one a line, `{}` for the class name.
+    pub templates: String,
+}
+
 /// How long things may take before they count as failed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -372,6 +403,17 @@ impl Default for CheckpointConfig {
             keep_last: 3,
             keep_every_samples: 0,
             url: None,
+        }
+    }
+}
+
+impl Default for EvaluationConfig {
+    fn default() -> Self {
+        Self {
+            every_samples: 0,
+            threads: 1,
+            batch: 64,
+            sets: Vec::new(),
         }
     }
 }

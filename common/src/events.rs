@@ -222,6 +222,7 @@ pub struct NotFinite {
 
 /// One applied step, as one worker saw it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)] // events of before a field was added are read too
 pub struct StepReport {
     /// The generation that applied it.
     pub generation: Generation,
@@ -468,6 +469,9 @@ pub enum RunEvent {
         total_steps: u64,
         /// Positions in all.
         total_positions: u64,
+        /// When, in milliseconds since 1970; 0 in events of before this was written. `at_ms` counts from here.
+        #[serde(default)]
+        unix_ms: u64,
     },
     /// A worker process was started.
     WorkerSpawned {
@@ -601,6 +605,38 @@ pub enum RunEvent {
         /// Key of its manifest.
         key: String,
         /// What is wrong.
+        reason: String,
+    },
+    /// A committed checkpoint was evaluated. Comes after `RunFinished` for the last ones.
+    EvaluationDone {
+        /// Name of the set in the job.
+        set: String,
+        /// Key of the manifest.
+        key: String,
+        /// The state.
+        name: StateName,
+        /// Share of samples whose class came first.
+        top1: f64,
+        /// Share of samples whose class was among the first five.
+        top5: f64,
+        /// Top-1 averaged over the classes that have samples.
+        mean_per_class: f64,
+        /// Top-1 of a guess.
+        chance: f64,
+        /// Samples that were classified.
+        samples: u64,
+        /// How long it took.
+        seconds: f64,
+    },
+    /// A committed checkpoint was not evaluated.
+    EvaluationFailed {
+        /// Name of the set in the job.
+        set: String,
+        /// Key of the manifest.
+        key: String,
+        /// The state.
+        name: StateName,
+        /// Why.
         reason: String,
     },
     /// The run is over.

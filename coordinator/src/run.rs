@@ -14,7 +14,7 @@ use argosy_rpc::server::{Limits, serve};
 use ractor::{Actor, ActorCell, ActorRef};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -261,6 +261,10 @@ fn started(options: &CoordinatorOptions) -> RunEvent {
         batch: options.shape.batch,
         total_steps: options.shape.total_steps(),
         total_positions: options.shape.total_positions,
+        // A clock that is set before 1970 is nobody's.
+        unix_ms: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |t| t.as_millis() as u64),
     }
 }
 

@@ -30,6 +30,7 @@ pub mod transform;
 
 mod clean;
 mod html;
+mod thumbnail;
 
 pub use batch::LaneBatch;
 pub use error::{BlockCause, DataError, LoaderError};
@@ -37,4 +38,5 @@ pub use eval::{EvalConfig, EvalReader, EvalSample};
 pub use index::{BuildConfig, BuildReport, Filter, Index, Progress};
 pub use loader::{Loader, LoaderConfig, LoaderStats, StageReport};
 pub use store::{RetryPolicy, Store};
+pub use thumbnail::thumbnail;
 pub use tokenize::Tokenizer;

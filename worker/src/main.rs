@@ -10,7 +10,7 @@ use argosy_common::config::Job;
 use argosy_common::exit::Exit;
 use argosy_common::ids::WorkerId;
 use argosy_worker::agent::{self, JoinOptions};
-use argosy_worker::eval::{self, EvalArgs};
+use argosy_worker::eval::{self, EvalArgs, SheetArgs};
 use argosy_worker::hub::embed::{self, EmbedArgs};
 use argosy_worker::hub::export::{self, ExportArgs};
 use argosy_worker::{crash, model, parity};
@@ -103,6 +103,20 @@ enum Command {
         args: EvalArgs,
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
+    },
+    /// Captions with their nearest pictures and back, as JSON with thumbnails
+    ContactSheet {
+        #[command(flatten)]
+        args: SheetArgs,
+    },
+    /// Images a second that a built-in model trains at on this machine, as JSON
+    Measure {
+        /// Name of the model
+        #[arg(long)]
+        model: String,
+        /// Threads of one tensor operation; all cores by default
+        #[arg(long)]
+        threads: Option<usize>,
     },
 }
 
@@ -206,6 +220,15 @@ fn carry_out(command: Command) -> Result<Exit, Failure> {
                 Output::Json => print_json(&report)?,
                 Output::Table => print_data(&report.table())?,
             }
+            Ok(Exit::Ok)
+        }
+        Command::ContactSheet { args } => {
+            print_json(&eval::contact_sheet(&args)?)?;
+            Ok(Exit::Ok)
+        }
+        Command::Measure { model, threads } => {
+            let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+            print_json(&eval::measure(&model, threads)?)?;
             Ok(Exit::Ok)
         }
     }

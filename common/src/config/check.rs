@@ -134,6 +134,7 @@ pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
     }
     check_captions(file, job)?;
     check_augmentation(file, job)?;
+    check_evaluation(file, job)?;
     check_train(file, job)?;
     let w = &job.workers;
     if w.min == 0 || w.min > w.target || w.target > w.max || w.max > 100_000 {
@@ -236,6 +237,50 @@ fn check_augmentation(file: &str, job: &Job) -> Result<(), ConfigError> {
             format!("{jitter:?}"),
             "four numbers >= 0, the hue at most 0.5",
         );
+    }
+    Ok(())
+}
+
+fn check_evaluation(file: &str, job: &Job) -> Result<(), ConfigError> {
+    let e = &job.evaluation;
+    let refuse = |key: &'static str, value: String, expected: &str| {
+        Err(ConfigError::Value {
+            file: file.into(),
+            key,
+            value,
+            expected: expected.into(),
+        })
+    };
+    if !(1..=1024).contains(&e.threads) {
+        return refuse("evaluation.threads", e.threads.to_string(), "1 to 1024");
+    }
+    if !(1..=65_536).contains(&e.batch) {
+        return refuse("evaluation.batch", e.batch.to_string(), "1 to 65536 rows");
+    }
+    // Names become names of metrics, and two of one name would write over each other.
+    for (i, set) in e.sets.iter().enumerate() {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if set.name.is_empty() || set.name.len() > 100 || !set.name.chars().all(plain) {
+            let value = format!("{:?}", set.name);
+            return refuse(
+                "evaluation.sets.name",
+                value,
+                "1 to 100 letters, digits, `-`, `_` or `.`",
+            );
+        }
+        if e.sets[..i].iter().any(|other| other.name == set.name) {
+            let value = format!("{:?} twice", set.name);
+            return refuse("evaluation.sets.name", value, "another name for each set");
+        }
+        for (key, value) in [
+            ("evaluation.sets.data", &set.data),
+            ("evaluation.sets.classes", &set.classes),
+            ("evaluation.sets.templates", &set.templates),
+        ] {
+            if value.is_empty() {
+                return refuse(key, "empty".into(), "a path");
+            }
+        }
     }
     Ok(())
 }

@@ -83,6 +83,11 @@ fn values_out_of_range_name_the_key_and_the_range() {
         ),
         (
             "global_batch = 64",
+            "global_batch = 64\n[[evaluation.sets]]\nname = \"a b\"\ndata = \"d\"\nclasses = \"c\"\ntemplates = \"t\"",
+            "evaluation.sets.name",
+        ),
+        (
+            "global_batch = 64",
             "global_batch = 64\n[failure]\nfailure_budget_ms = 1",
             "failure.failure_budget_ms",
         ),

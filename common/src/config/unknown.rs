@@ -17,6 +17,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "train",
             "workers",
             "checkpoint",
+            "evaluation",
             "failure",
         ],
     ),
@@ -90,6 +91,8 @@ const SECTIONS: &[(&str, &[&str])] = &[
         "checkpoint",
         &["every_samples", "every_s", "keep_last", "keep_every_samples", "url"],
     ),
+    ("evaluation", &["every_samples", "threads", "batch", "sets"]),
+    ("evaluation.sets", &["name", "data", "classes", "templates"]),
     ("failure", &["failure_budget_ms", "worker_errors_max"]),
 ];
 
@@ -168,8 +171,8 @@ fn line_of_key(text: &str, key: &str) -> usize {
 #[cfg(test)]
 pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
     use crate::config::{
-        AugmentationConfig, CaptionDraw, CheckpointConfig, DataConfig, FailureConfig, FilterConfig, ModelConfig,
-        Source, TrainConfig, WorkersConfig,
+        AugmentationConfig, CaptionDraw, CheckpointConfig, DataConfig, EvaluationConfig, EvaluationSet,
+        FailureConfig, FilterConfig, ModelConfig, Source, TrainConfig, WorkersConfig,
     };
     fn keys<T: serde::Serialize>(value: &T) -> Vec<String> {
         let json = serde_json::to_value(value).expect("our structs serialise");
@@ -195,6 +198,12 @@ pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
         filter: FilterConfig::default(),
         aug_cfg: AugmentationConfig::default(),
     };
+    let set = EvaluationSet {
+        name: String::new(),
+        data: String::new(),
+        classes: String::new(),
+        templates: String::new(),
+    };
     vec![
         ("model", keys(&ModelConfig::default())),
         ("data", keys(&data)),
@@ -204,6 +213,8 @@ pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
         ("train", keys(&TrainConfig::default())),
         ("workers", keys(&WorkersConfig::default())),
         ("checkpoint", keys(&CheckpointConfig::default())),
+        ("evaluation", keys(&EvaluationConfig::default())),
+        ("evaluation.sets", keys(&set)),
         ("failure", keys(&FailureConfig::default())),
     ]
 }

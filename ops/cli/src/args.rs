@@ -16,6 +16,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Look at shards and write a job file for them
+    Init(InitArgs),
     /// Train a job on this machine: a coordinator and worker processes
     Run(RunArgs),
     /// Read shards' headers and write their index, or show one
@@ -53,8 +55,15 @@ pub(crate) enum Command {
     Audit(AuditArgs),
     /// Simulate: what a fleet would do, or worlds in which faults try to break the brains
     Sim(SimArgs),
+    /// Write what happened in a run as one HTML page
+    Report(ReportArgs),
     /// Show versions, paths and what is missing
     Doctor(OutputArgs),
+    /// Print the completions of a shell
+    Completions { shell: clap_complete::Shell },
+    /// Write man pages into a folder
+    #[command(hide = true)]
+    Man { dir: PathBuf },
     /// Unpack the demo's archives
     #[command(hide = true)]
     Unpack(UnpackArgs),
@@ -80,6 +89,22 @@ pub(crate) struct OutputArgs {
     /// Format of stdout
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Shards: a folder, a pattern like `data/{00000..00041}.tar`, or an address like s3://bucket/prefix/
+    #[arg(value_name = "URL")]
+    pub(crate) shards: String,
+    /// Where the job is written
+    #[arg(long, value_name = "FILE", default_value = "job.toml")]
+    pub(crate) out: PathBuf,
+    /// A built-in model [default: by the number and size of the pictures]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// Worker processes that the job asks for [default: 2, or 1 on one core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) workers: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -257,6 +282,21 @@ pub(crate) struct CheckpointsArgs {
     pub(crate) run: PathBuf,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// Folder of the run; it may be under way
+    pub(crate) run: PathBuf,
+    /// Where the page is written [default: RUN/report.html]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Shards for the contact sheet [default: the job's first evaluation set, else its first source]
+    #[arg(long, value_name = "SHARDS", conflicts_with = "no_sheet")]
+    pub(crate) data: Option<String>,
+    /// No contact sheet: the only part that needs the checkpoint and the data
+    #[arg(long)]
+    pub(crate) no_sheet: bool,
 }
 
 #[derive(Debug, Args)]

@@ -4,16 +4,22 @@
 
 mod args;
 mod audit;
+mod beside;
 mod checkpoints;
 mod crash;
 mod data;
 mod doctor;
+mod documents;
+mod evaluate;
 mod fail;
 mod index;
+mod init;
 mod job;
 mod out;
+mod report;
 mod run;
 mod sim;
+mod tensorboard;
 mod unpack;
 mod worker;
 
@@ -47,6 +53,7 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Outcome<Exit> {
     match command {
+        Command::Init(args) => init::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Index(args) => index::run(&args),
         Command::Data(DataCommand::Check(args)) => data::check(&args),
@@ -57,7 +64,10 @@ fn dispatch(command: Command) -> Outcome<Exit> {
         Command::Parity(args) => worker::parity(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Sim(args) => sim::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completions { shell } => documents::completions(shell),
+        Command::Man { dir } => documents::man(&dir),
         Command::Unpack(args) => unpack::run(&args),
     }
 }

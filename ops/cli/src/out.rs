@@ -51,6 +51,20 @@ pub(crate) fn json(value: &impl serde::Serialize) -> Outcome<()> {
     data(&(text + "\n"))
 }
 
+/// A path as a terminal can open it.
+pub(crate) fn file_link(path: &std::path::Path) -> String {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/-_.~".contains(b);
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let link = bytes.iter().map(|b| {
+        if plain(b) {
+            char::from(*b).to_string()
+        } else {
+            format!("%{b:02X}")
+        }
+    });
+    format!("file://{}", link.collect::<String>())
+}
+
 /// Columns of text: the first left-aligned, the others right-aligned.
 #[derive(Debug)]
 pub(crate) struct Table {

@@ -1,6 +1,7 @@
-//! `cargo xtask demo`: trains a small CLIP on some drawing styles, kills a worker on the way, and asks fresh processes
-//! what the result sees in styles that it never met.
+//! `cargo xtask demo`: trains a small CLIP on some drawing styles, kills a worker on the way, interrupts the run and goes on
+//! with another number of workers, and asks fresh processes what the result sees in styles that it never met.
 
+mod control;
 mod follow;
 mod report;
 
@@ -13,10 +14,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::paths::Paths;
-use follow::Story;
 use report::{Point, Style};
 
-pub(crate) const USAGE: &str = "[--quick | --long]";
+pub(crate) const USAGE: &str = "[--quick | --long | --control]";
 
 /// What one flavour of the demo does.
 #[derive(Debug)]
@@ -24,28 +24,43 @@ struct Flavour {
     job: &'static str,
     /// Styles that are unpacked and evaluated; all when empty.
     styles: &'static [&'static str],
-    /// Checkpoints before the last that are evaluated on unseen styles.
-    looks_back: usize,
+    /// Accuracy must rise with time; the quick one has too few checkpoints to tell.
+    rises: bool,
+    /// Captions are shuffled first, and the result must know nothing.
+    shuffled: bool,
     takes: &'static str,
 }
+
+/// Least rank correlation of top-1 with time.
+const RANK_CORRELATION_MIN: f64 = 0.8;
 
 const FULL: Flavour = Flavour {
     job: "demo.toml",
     styles: &[],
-    looks_back: 3,
+    rises: true,
+    shuffled: false,
     takes: "under five minutes on two cores",
 };
 const QUICK: Flavour = Flavour {
     job: "demo-quick.toml",
     styles: &["noto", "twemoji"],
-    looks_back: 1,
+    rises: false,
+    shuffled: false,
     takes: "half a minute",
 };
 const LONG: Flavour = Flavour {
     job: "demo-long.toml",
     styles: &[],
-    looks_back: 4,
+    rises: true,
+    shuffled: false,
     takes: "half an hour on two cores",
+};
+const CONTROL: Flavour = Flavour {
+    job: "demo.toml",
+    styles: &[],
+    rises: false,
+    shuffled: true,
+    takes: "under five minutes on two cores",
 };
 
 /// Where things lie.
@@ -60,12 +75,13 @@ struct Stage {
 }
 
 pub(crate) fn run(paths: &Paths, args: &[String]) -> Result<ExitCode> {
-    let switches = crate::parse_switches("demo", &["--quick", "--long"], args)?;
+    let switches = crate::parse_switches("demo", &["--quick", "--long", "--control"], args)?;
     let flavour = match switches[..] {
-        [true, true] => bail!("--quick and --long contradict each other; give one"),
-        [true, _] => QUICK,
-        [_, true] => LONG,
-        _ => FULL,
+        [false, false, false] => FULL,
+        [true, false, false] => QUICK,
+        [false, true, false] => LONG,
+        [false, false, true] => CONTROL,
+        _ => bail!("--quick, --long and --control contradict each other; give one"),
     };
     crate::setup::lay(paths, false)?;
     build(paths)?;
@@ -78,10 +94,19 @@ pub(crate) fn quick(paths: &Paths) -> Result<()> {
     show(paths, &QUICK)
 }
 
+/// The control run with shuffled captions, from binaries that are built.
+pub(crate) fn control(paths: &Paths) -> Result<()> {
+    show(paths, &CONTROL)
+}
+
 fn show(paths: &Paths, flavour: &Flavour) -> Result<()> {
     let started = Instant::now();
     let stage = Stage::prepare(paths)?;
     let styles = stage.unpack(flavour)?;
+    if flavour.shuffled {
+        control::shuffle(&stage.data)?;
+        eprintln!("demo: the captions of the training shards are shuffled");
+    }
     eprintln!(
         "demo: trains on {} with two worker processes; takes {}",
         flavour.job, flavour.takes
@@ -91,19 +116,32 @@ fn show(paths: &Paths, flavour: &Flavour) -> Result<()> {
     let mut results = Vec::new();
     for name in &styles {
         eprintln!("demo: zero-shot on {name}, in a fresh process");
-        results.push(stage.evaluate(name, trained.contains(name), None)?);
+        results.push(stage.evaluate(name, trained.contains(name))?);
     }
-    let over_time = stage.look_back(&story, &results, flavour.looks_back)?;
+    let over_time = Point::of(&story);
     stage.audit()?;
+    stage.report()?;
     let summary = report::summary(&story, &results, &over_time);
     let file = stage.out.join("summary.json");
     fs::write(&file, serde_json::to_string_pretty(&summary)? + "\n")
         .with_context(|| format!("cannot write {}", file.display()))?;
     print!("{}", report::table(&story, &results));
+    if flavour.shuffled {
+        control::judge(&results)?;
+    }
+    if flavour.rises {
+        let rises =
+            report::rank_correlation(&over_time).context("too few evaluations to tell whether accuracy rises")?;
+        ensure!(
+            rises > RANK_CORRELATION_MIN,
+            "top-1 does not rise with time: rank correlation {rises:.2}, over {RANK_CORRELATION_MIN} was expected"
+        );
+    }
     eprintln!(
-        "demo: {} s in all; numbers in {}",
+        "demo: {} s in all; numbers in {}, the story in {}",
         started.elapsed().as_secs(),
-        file.display()
+        file.display(),
+        stage.run.join("report.html").display()
     );
     Ok(())
 }
@@ -192,17 +230,16 @@ impl Stage {
         Ok(styles)
     }
 
-    /// Zero-shot accuracy of a checkpoint (the last one by default) on a style's test shard, by a fresh process.
-    fn evaluate(&self, style: &str, trained: bool, manifest: Option<&str>) -> Result<Style> {
+    /// Zero-shot accuracy of the run's last checkpoint on a style's test shard, by a fresh process.
+    fn evaluate(&self, style: &str, trained: bool) -> Result<Style> {
         let shard = self.data.join(style).join("test-00000.tar");
         let [classes, templates, groups] =
             ["classes.txt", "templates.txt", "subcategories.txt"].map(|name| self.source.join(name));
-        // A run's folder stands for its last committed checkpoint.
-        let checkpoint = manifest.map_or_else(|| self.run.clone(), |key| self.run.join("checkpoints").join(key));
         let mut args = vec!["eval", "zero-shot", "-o", "json"];
         args.extend([
             "--checkpoint",
-            text(&checkpoint)?,
+            // A run's folder stands for its last committed checkpoint.
+            text(&self.run)?,
             "--data",
             text(&shard)?,
             "--classes",
@@ -212,20 +249,16 @@ impl Stage {
         Style::read(style, trained, &self.json(&args)?)
     }
 
-    /// Accuracy on unseen styles at some checkpoints before the last, and at the last.
-    fn look_back(&self, story: &Story, results: &[Style], count: usize) -> Result<Vec<Point>> {
-        let (last, earlier) = story.checkpoints.split_last().context("the run has no checkpoint")?;
-        let stride = earlier.len().div_ceil(count).max(1);
-        let mut points = Vec::new();
-        for style in results.iter().filter(|style| !style.trained) {
-            for checkpoint in earlier.iter().rev().step_by(stride).rev() {
-                eprintln!("demo: zero-shot on {} at step {}", style.name, checkpoint.step);
-                let then = self.evaluate(&style.name, false, Some(&checkpoint.key))?;
-                points.push(Point::new(checkpoint, &then));
-            }
-            points.push(Point::new(last, style));
-        }
-        Ok(points)
+    /// The run as a page.
+    fn report(&self) -> Result<()> {
+        let output = self
+            .argosy()
+            .arg("report")
+            .arg(&self.run)
+            .stderr(Stdio::inherit())
+            .output()?;
+        ensure!(output.status.success(), "`argosy report` ended with {}", output.status);
+        Ok(())
     }
 
     /// The run's books: every position exactly once.

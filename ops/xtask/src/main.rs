@@ -13,6 +13,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod demo_data;
+mod dist;
 mod paths;
 mod progress;
 mod record;
@@ -54,6 +55,12 @@ const TASKS: &[Task] = &[
         usage: demo_data::USAGE,
         about: "draw the demo's data set again from its icon packages (needs npm)",
         run: demo_data::run,
+    },
+    Task {
+        name: "dist",
+        usage: dist::USAGE,
+        about: "pack a tarball that runs without Rust and Python; --check runs it on a bare Debian 12",
+        run: dist::run,
     },
     Task {
         name: "test",

@@ -1,7 +1,9 @@
 //! Zero-shot classification as OpenCLIP does it (`zero_shot_classifier.py`, `zero_shot.py`): a class is the mean of its
 //! normalised prompts, normalised again; logits are 100 times the cosine.
 
+use super::confusion::{self, ClassReport};
 use super::source::{Loaded, load_engine};
+use super::{Failure, predictions};
 use crate::engine::{Engine, EngineError};
 use argosy_common::exit::Exit;
 use argosy_common::steplog::MaskReason;
@@ -43,6 +45,9 @@ pub struct EvalArgs {
     /// Rows that go through a tower at once
     #[arg(long, default_value_t = 64)]
     pub batch: usize,
+    /// Writes every sample's class and the five classes that came first, as a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub predictions: Option<PathBuf>,
     /// Threads of one tensor operation; all cores by default
     #[arg(long)]
     pub threads: Option<usize>,
@@ -71,6 +76,8 @@ pub struct Report {
     pub classes_seen: usize,
     /// Prompts of a class.
     pub templates: usize,
+    /// The classes that are recognised least, worst first.
+    pub worst_classes: Vec<ClassReport>,
     /// The same over subcategories.
     pub subcategories: Option<SubcategoryReport>,
     /// Samples left out, by reason.
@@ -115,6 +122,9 @@ impl Report {
         row("top-5", percent(self.top5));
         row("mean per class", percent(self.mean_per_class));
         row("chance", percent(self.chance));
+        for (i, class) in self.worst_classes.iter().enumerate() {
+            row(if i == 0 { "worst classes" } else { "" }, class.sentence());
+        }
         if let Some(sub) = &self.subcategories {
             row(
                 "subcategory",
@@ -138,8 +148,6 @@ impl Report {
         out
     }
 }
-
-type Failure = (Exit, String);
 
 fn data_failure(error: DataError) -> Failure {
     (error.exit(), error.to_string())
@@ -188,6 +196,11 @@ pub fn run(args: &EvalArgs) -> Result<Report, Failure> {
     let reader = EvalReader::open(&args.data, Path::new("."), config).map_err(data_failure)?;
     let weights = classifier(&mut engine, &classes, &templates, args.batch.max(1))?;
     let mut score = Score::new(classes.len(), subcategories.as_deref());
+    score.predictions = args
+        .predictions
+        .as_deref()
+        .map(predictions::Writer::create)
+        .transpose()?;
     let reader = classify(&mut engine, reader, &weights, args.batch.max(1), &mut score)?;
     if score.samples == 0 {
         let why = format!(
@@ -200,7 +213,11 @@ pub fn run(args: &EvalArgs) -> Result<Report, Failure> {
             format!("no sample of {} could be classified: {why}", args.data),
         ));
     }
+    if let Some(writer) = score.predictions.take() {
+        writer.finish()?;
+    }
     let mut report = score.report();
+    report.worst_classes = confusion::worst(&score.per_class, &score.confused, &classes);
     report.checkpoint = shown;
     report.data = args.data.clone();
     report.templates = templates.len();
@@ -348,6 +365,7 @@ fn classify<E: Engine>(
         for (feature, label) in features.chunks(engine.feature_dim()).zip(labels) {
             score.add(feature, weights, label);
         }
+        score.write(&keys)?;
     }
     reading
         .join()
@@ -368,6 +386,11 @@ struct Score<'a> {
     subcategory_mates: u64,
     /// Samples and hits of each class.
     per_class: Vec<(u64, u64)>,
+    /// Samples by right class and first class, where they differ.
+    confused: BTreeMap<(usize, usize), u64>,
+    /// Rows of the batch under way, for [`Score::write`].
+    batch: Vec<predictions::Ranked>,
+    predictions: Option<predictions::Writer>,
 }
 
 impl<'a> Score<'a> {
@@ -382,6 +405,9 @@ impl<'a> Score<'a> {
             subcategory_hits: 0,
             subcategory_mates: 0,
             per_class: vec![(0, 0); classes],
+            confused: BTreeMap::new(),
+            batch: Vec::new(),
+            predictions: None,
         }
     }
 
@@ -396,6 +422,12 @@ impl<'a> Score<'a> {
         let before = |other: usize| logits[other] > logits[label] || (logits[other] == logits[label] && other < label);
         let rank = (0..self.classes).filter(|c| before(*c)).count();
         let best = (0..self.classes).fold(0, |best, c| if logits[c] > logits[best] { c } else { best });
+        if best != label {
+            *self.confused.entry((label, best)).or_default() += 1;
+        }
+        if self.predictions.is_some() {
+            self.batch.push(predictions::Ranked::of(label, &logits));
+        }
         self.samples += 1;
         self.top1 += u64::from(rank == 0);
         self.top5 += u64::from(rank < 5);
@@ -405,6 +437,16 @@ impl<'a> Score<'a> {
             self.subcategory_hits += u64::from(names[best] == names[label]);
             self.subcategory_mates += names.iter().filter(|n| **n == names[label]).count() as u64;
         }
+    }
+
+    /// Hands the rows of a batch to the file of predictions; `keys` name them.
+    fn write(&mut self, keys: &[String]) -> Result<(), Failure> {
+        if let Some(writer) = &mut self.predictions {
+            for (ranked, key) in self.batch.drain(..).zip(keys) {
+                writer.write(key, &ranked)?;
+            }
+        }
+        Ok(())
     }
 
     fn report(&self) -> Report {
@@ -431,6 +473,7 @@ impl<'a> Score<'a> {
             classes: self.classes,
             classes_seen: seen.len(),
             templates: 0,
+            worst_classes: Vec::new(),
             subcategories,
             left_out: BTreeMap::new(),
             unlabelled: self.unlabelled,

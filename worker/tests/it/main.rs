@@ -11,3 +11,4 @@ mod fleet;
 mod parity;
 mod poison;
 mod trainer;
+mod zero_shot;

@@ -4,7 +4,9 @@ use super::Prepared;
 use super::children::{Children, Recipe};
 use super::folder;
 use super::progress::{Progress, Summary};
+use crate::beside::Beside;
 use crate::crash;
+use crate::evaluate::Setup;
 use crate::fail::{Failure, Outcome};
 use argosy_common::events::{Outcome as RunOutcome, RunEvent, StampedEvent};
 use argosy_common::exit::Exit;
@@ -63,9 +65,10 @@ pub(crate) fn train(prepared: &Prepared) -> Outcome<Summary> {
     let options = options(prepared, token, events)?;
     let spawner = Arc::new(LocalSpawner(Arc::clone(&children)));
     let mut progress = Progress::new(&prepared.shape);
+    let mut beside = Beside::start(setup(prepared))?;
     let outcome = runtime.block_on(async {
         let coordinator = argosy_coordinator::run(options, spawner, orders);
-        drive(coordinator, watch, &control, &mut progress).await
+        drive(coordinator, watch, &control, &mut progress, &mut beside).await
     });
     let patience = match &outcome {
         Ok((_, Leave::Now)) | Err(_) => Duration::ZERO,
@@ -87,6 +90,21 @@ pub(crate) fn train(prepared: &Prepared) -> Outcome<Summary> {
             let failure = Failure::new(error.exit(), error.to_string());
             Err(failure.help(format!("to go on: {}", prepared.resume)))
         }
+    }
+}
+
+fn setup(prepared: &Prepared) -> Setup {
+    let job = &prepared.loaded.job;
+    Setup {
+        worker: prepared.worker.clone(),
+        run_dir: prepared.dir.clone(),
+        checkpoints: job
+            .checkpoint
+            .location(&prepared.dir.to_string_lossy(), &prepared.facts.run),
+        base: prepared.loaded.base.clone(),
+        config: job.evaluation.clone(),
+        epoch_positions: prepared.shape.total_positions / job.train.epochs.max(1),
+        shape: prepared.shape.clone(),
     }
 }
 
@@ -129,6 +147,7 @@ async fn drive<E>(
     mut watch: broadcast::Receiver<StampedEvent>,
     control: &CoordinatorHandle,
     progress: &mut Progress,
+    beside: &mut Beside,
 ) -> Result<(RunOutcome, Leave), E> {
     let mut coordinator = std::pin::pin!(coordinator);
     // Without handlers Ctrl-C kills us, and the kernel our workers: rude, but nothing is left behind.
@@ -140,7 +159,7 @@ async fn drive<E>(
         tokio::select! {
             outcome = &mut coordinator => break outcome?,
             event = watch.recv(), if watching => match event {
-                Ok(event) => show(&event, progress),
+                Ok(event) => show(&event, progress, beside),
                 // A terminal that was stopped for long: the journal has what it missed.
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => watching = false,
@@ -157,16 +176,34 @@ async fn drive<E>(
         }
     };
     while let Ok(event) = watch.try_recv() {
-        show(&event, progress);
+        show(&event, progress, beside);
+    }
+    let left = beside.close();
+    if left > 0 && matches!(outcome, RunOutcome::Succeeded { .. }) {
+        progress.line(&format!(
+            "evaluating the last checkpoints, {left} to go (Ctrl-C leaves them out)"
+        ));
+        loop {
+            tokio::select! {
+                lines = beside.next() => match lines {
+                    Some(lines) => lines.iter().for_each(|line| progress.line(line)),
+                    None => break,
+                },
+                () = either(&mut interrupt, &mut terminate) => break,
+            }
+        }
     }
     Ok((outcome, Leave::InOrder))
 }
 
-fn show(event: &StampedEvent, progress: &mut Progress) {
+fn show(event: &StampedEvent, progress: &mut Progress, beside: &mut Beside) {
     if !matches!(event.event, RunEvent::StepDone { .. }) {
         crash::remember(format!("{} {:?}", event.at_ms, event.event));
     }
     progress.take(event);
+    for line in beside.take(event) {
+        progress.line(&line);
+    }
 }
 
 /// Resolves at the next signal of either kind.

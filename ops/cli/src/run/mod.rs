@@ -9,6 +9,7 @@ mod progress;
 
 use crate::args::{Format, RunArgs};
 use crate::crash;
+use crate::evaluate;
 use crate::fail::{Failure, Outcome};
 use crate::job::{self, LoadedJob};
 use crate::out;
@@ -70,6 +71,7 @@ fn prepare(args: &RunArgs) -> Outcome<Prepared> {
     if let Some(workers) = args.workers {
         set_workers(&mut loaded.job, workers);
     }
+    evaluate::check(&loaded)?;
     let dir = args
         .run
         .clone()
@@ -176,6 +178,11 @@ fn absolute(loaded: &LoadedJob) -> Job {
     for source in &mut job.data.sources {
         let parts = source.shards.split("::").map(|part| whole(part.to_owned()));
         source.shards = parts.collect::<Vec<_>>().join("::");
+    }
+    for set in &mut job.evaluation.sets {
+        for file in [&mut set.data, &mut set.classes, &mut set.templates] {
+            *file = evaluate::below(&loaded.base, file);
+        }
     }
     job
 }
@@ -326,7 +333,8 @@ fn tell(prepared: &Prepared, args: &RunArgs, summary: &Summary) -> Outcome<()> {
     let dir = prepared.dir.display();
     match (summary.outcome.as_str(), &summary.message) {
         ("succeeded", _) => {
-            out::say(&format!("next: argosy audit {dir}"));
+            out::say(&format!("next: argosy report {dir}"));
+            out::say(&format!("      argosy audit {dir}"));
             out::say(&format!(
                 "      argosy eval zero-shot --checkpoint {dir} --data SHARDS --classes FILE --templates FILE"
             ));

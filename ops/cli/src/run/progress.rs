@@ -307,6 +307,8 @@ impl Progress {
             RunEvent::CheckpointRejected { key, reason } => {
                 warn(&format!("checkpoint {key} is damaged and passed over: {reason}"))
             }
+            // Comes from beside the run, with words of its own.
+            RunEvent::EvaluationDone { .. } | RunEvent::EvaluationFailed { .. } => return None,
             RunEvent::RunStarted { .. }
             | RunEvent::GenerationActivated { .. }
             | RunEvent::GenerationClosing { .. }

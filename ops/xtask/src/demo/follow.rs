@@ -1,4 +1,5 @@
-//! Starts the run, follows its events, kills a worker at a third of the steps and sees it replaced.
+//! Starts the run, follows its events, kills a worker at a third of the steps and sees it replaced; near the end presses
+//! Ctrl-C and goes on with another number of workers.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,7 +18,6 @@ use super::Stage;
 /// A committed checkpoint.
 #[derive(Debug, Clone)]
 pub(crate) struct Checkpoint {
-    pub(crate) key: String,
     pub(crate) step: u64,
     /// Seconds since the run's coordinator started.
     pub(crate) seconds: f64,
@@ -37,30 +37,41 @@ pub(crate) struct Story {
     pub(crate) victim_status: Option<i64>,
     pub(crate) workers_lost: u64,
     pub(crate) checkpoints: Vec<Checkpoint>,
+    /// Zero-shot results from beside the training: set, step and top-1.
+    pub(crate) evaluations: Vec<(String, u64, f64)>,
     steps_done: u64,
-    /// The run's own summary.
+    /// The step at which Ctrl-C was pressed.
+    pub(crate) interrupted_at: Option<u64>,
+    /// The step that the next process went on from.
+    pub(crate) resumed_from: Option<u64>,
+    /// The run's own summary, of both processes together.
     pub(crate) summary: Value,
+    /// Milliseconds of the processes before this one.
+    before_ms: u64,
+    last_ms: u64,
 }
 
-/// Trains to the end.
+/// Where the reader of events stands.
+#[derive(Debug, Default)]
+struct Reader {
+    path: PathBuf,
+    offset: u64,
+    tail: String,
+}
+
+/// Workers before Ctrl-C and after it.
+const WORKERS: [&str; 2] = ["2", "1"];
+/// How `argosy run` ends when it was asked to stop.
+const INTERRUPTED: i32 = 130;
+
+/// Trains to the end, in two processes.
 pub(crate) fn train(stage: &Stage, job: &str) -> Result<Story> {
-    let mut command = stage.argosy();
-    command
-        .arg("run")
-        .arg(stage.source.join(job))
-        .arg("--run")
-        .arg(&stage.run);
-    command.args(["--workers", "2", "-o", "json"]).stdout(Stdio::piped());
-    let mut child = command.spawn().context("cannot start argosy")?;
-    let followed = follow(stage.run.join("events.jsonl"), &mut child);
-    if followed.is_err() {
-        // Its workers die with it.
-        let _ = child.kill();
-    }
-    let output = child.wait_with_output().context("cannot wait for argosy")?;
-    let mut story = followed?;
-    ensure!(output.status.success(), "the run ended with {}", output.status);
-    story.summary = serde_json::from_slice(&output.stdout).context("the run gave no summary")?;
+    let mut reader = Reader {
+        path: stage.run.join("events.jsonl"),
+        ..Reader::default()
+    };
+    let mut story = Story::default();
+    let mut before = act(stage, job, &mut reader, &mut story)?;
     let (worker, pid) = story.victim.context("the run ended before a worker could be killed")?;
     ensure!(
         story.victim_status == Some(9),
@@ -71,26 +82,75 @@ pub(crate) fn train(stage: &Stage, job: &str) -> Result<Story> {
         story.rejoined() > 0,
         "no new worker has joined after w{worker} was killed"
     );
+    let step = story
+        .interrupted_at
+        .context("the run ended before it could be interrupted")?;
+    let after = act(stage, job, &mut reader, &mut story)?;
+    ensure!(
+        story.resumed_from.is_some_and(|from| from >= step),
+        "interrupted at step {step}, the run went on from {:?}",
+        story.resumed_from
+    );
+    // The second process tells of its own part only.
+    before["loss_last"] = after["loss_last"].clone();
+    let seconds = |part: &Value| part["train_seconds"].as_f64().unwrap_or_default();
+    before["train_seconds"] = (seconds(&before) + seconds(&after)).into();
+    story.summary = before;
     Ok(story)
 }
 
-/// Reads events until the process has ended; kills one worker on the way.
-fn follow(path: PathBuf, child: &mut Child) -> Result<Story> {
-    let mut story = Story::default();
-    let (mut offset, mut tail) = (0, String::new());
+/// One process of the run: the first until Ctrl-C, the second to the end. Its summary.
+fn act(stage: &Stage, job: &str, reader: &mut Reader, story: &mut Story) -> Result<Value> {
+    let resumes = story.interrupted_at.is_some();
+    let mut command = stage.argosy();
+    command
+        .arg("run")
+        .arg(stage.source.join(job))
+        .arg("--run")
+        .arg(&stage.run);
+    command.args(["--workers", WORKERS[usize::from(resumes)], "-o", "json"]);
+    if resumes {
+        eprintln!("demo: goes on with {} worker", WORKERS[1]);
+        command.arg("--resume");
+    }
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start argosy")?;
+    let followed = follow(reader, &mut child, story);
+    if followed.is_err() {
+        // Its workers die with it.
+        let _ = child.kill();
+    }
+    let output = child.wait_with_output().context("cannot wait for argosy")?;
+    followed?;
+    let wanted = if resumes { 0 } else { INTERRUPTED };
+    ensure!(
+        output.status.code() == Some(wanted),
+        "the run ended with {}, {wanted} was expected",
+        output.status
+    );
+    serde_json::from_slice(&output.stdout).context("the run gave no summary")
+}
+
+/// Reads events until the process has ended; kills one worker on the way, and presses Ctrl-C later.
+fn follow(reader: &mut Reader, child: &mut Child, story: &mut Story) -> Result<()> {
     loop {
         // Asked before reading: what is written up to the end is then read after it.
         let ended = child.try_wait().context("cannot wait for argosy")?.is_some();
-        read_more(&path, &mut offset, &mut tail)?;
-        while let Some(end) = tail.find('\n') {
-            let line: String = tail.drain(..=end).collect();
+        read_more(&reader.path, &mut reader.offset, &mut reader.tail)?;
+        while let Some(end) = reader.tail.find('\n') {
+            let line: String = reader.tail.drain(..=end).collect();
             story.take(&serde_json::from_str(&line).with_context(|| format!("event `{line}`"))?);
+        }
+        if ended {
+            return Ok(());
         }
         if story.victim.is_none() && story.total_steps > 0 && story.steps_done * 3 >= story.total_steps {
             story.kill_one()?;
         }
-        if ended {
-            return Ok(story);
+        let late = story.steps_done * 20 >= story.total_steps * 17;
+        if story.interrupted_at.is_none() && story.rejoined() > 0 && late {
+            eprintln!("demo: step {} of {}, Ctrl-C", story.steps_done, story.total_steps);
+            kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT).context("cannot interrupt argosy")?;
+            story.interrupted_at = Some(story.steps_done);
         }
         std::thread::park_timeout(Duration::from_millis(10));
     }
@@ -114,8 +174,19 @@ fn read_more(path: &PathBuf, offset: &mut u64, tail: &mut String) -> Result<()> 
 impl Story {
     fn take(&mut self, event: &Value) {
         let number = |key: &str| event[key].as_u64().unwrap_or_default();
-        match event["event"].as_str().unwrap_or_default() {
+        let kind = event["event"].as_str().unwrap_or_default();
+        if kind == "run_started" {
+            self.before_ms = self.last_ms;
+        }
+        self.last_ms = self.last_ms.max(self.before_ms + number("at_ms"));
+        match kind {
             "run_started" => self.total_steps = number("total_steps"),
+            "resumed" => self.resumed_from = event["name"]["step"].as_u64(),
+            "evaluation_done" => self.evaluations.push((
+                event["set"].as_str().unwrap_or_default().to_owned(),
+                event["name"]["step"].as_u64().unwrap_or_default(),
+                event["top1"].as_f64().unwrap_or_default(),
+            )),
             "worker_spawned" => {
                 self.pids
                     .insert(number("worker"), event["pid"].as_i64().unwrap_or_default());
@@ -144,9 +215,8 @@ impl Story {
                 self.steps_done = self.steps_done.max(step);
             }
             "checkpoint_committed" => self.checkpoints.push(Checkpoint {
-                key: event["key"].as_str().unwrap_or_default().to_owned(),
                 step: event["name"]["step"].as_u64().unwrap_or_default(),
-                seconds: number("at_ms") as f64 / 1e3,
+                seconds: (self.before_ms + number("at_ms")) as f64 / 1e3,
             }),
             _ => {}
         }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
-use super::follow::{Checkpoint, Story};
+use super::follow::Story;
 
 /// Zero-shot accuracy on one style. Accuracies are shares, 0 to 1.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +45,7 @@ impl Style {
     }
 }
 
-/// Accuracy on an unseen style at one checkpoint.
+/// Accuracy on a style at one checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Point {
     style: String,
@@ -55,15 +55,60 @@ pub(crate) struct Point {
 }
 
 impl Point {
-    pub(crate) fn new(checkpoint: &Checkpoint, style: &Style) -> Self {
-        let (step, seconds) = (checkpoint.step, checkpoint.seconds);
-        Self {
-            style: style.name.clone(),
-            step,
-            seconds,
-            top1: style.top1,
-        }
+    /// What was measured beside the training, in the order of steps.
+    pub(crate) fn of(story: &Story) -> Vec<Self> {
+        let seconds = |step: u64| {
+            story
+                .checkpoints
+                .iter()
+                .find(|c| c.step == step)
+                .map_or(0.0, |c| c.seconds)
+        };
+        let mut points: Vec<Self> = story
+            .evaluations
+            .iter()
+            .map(|(style, step, top1)| Self {
+                style: style.clone(),
+                step: *step,
+                seconds: seconds(*step),
+                top1: *top1,
+            })
+            .collect();
+        points.sort_by(|a, b| (&a.style, a.step).cmp(&(&b.style, b.step)));
+        points
     }
+}
+
+/// Spearman's rank correlation of top-1 with time, the mean over styles; `None` where a style has less than three points.
+pub(crate) fn rank_correlation(points: &[Point]) -> Option<f64> {
+    let mut styles: Vec<&str> = points.iter().map(|p| p.style.as_str()).collect();
+    styles.dedup();
+    let of = |style: &&str| {
+        let own: Vec<&Point> = points.iter().filter(|p| p.style == **style).collect();
+        let column = |value: fn(&Point) -> f64| ranks(&own.iter().map(|p| value(p)).collect::<Vec<f64>>());
+        (own.len() > 2).then(|| correlation(&column(|p| p.step as f64), &column(|p| p.top1)))
+    };
+    let each: Option<Vec<f64>> = styles.iter().map(of).collect();
+    each.filter(|e| !e.is_empty())
+        .map(|e| e.iter().sum::<f64>() / e.len() as f64)
+}
+
+/// Equal values share the mean of their ranks.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let rank = |v: &f64| {
+        let below = values.iter().filter(|o| *o < v).count();
+        let equal = values.iter().filter(|o| *o == v).count();
+        below as f64 + (equal as f64 - 1.0) / 2.0
+    };
+    values.iter().map(rank).collect()
+}
+
+fn correlation(a: &[f64], b: &[f64]) -> f64 {
+    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len().max(1) as f64;
+    let (ma, mb) = (mean(a), mean(b));
+    let sum = |f: fn(f64, f64) -> f64| a.iter().zip(b).map(|(x, y)| f(x - ma, y - mb)).sum::<f64>();
+    let spread = (sum(|x, _| x * x) * sum(|_, y| y * y)).sqrt();
+    if spread > 0.0 { sum(|x, y| x * y) / spread } else { 0.0 }
 }
 
 /// `target/demo/summary.json`.
@@ -84,6 +129,9 @@ pub(crate) fn summary(story: &Story, styles: &[Style], over_time: &[Point]) -> V
         "images_per_second": story.summary["images_per_second"],
         "loss_first": story.summary["loss_first"],
         "loss_last": story.summary["loss_last"],
+        "interrupted_at_step": story.interrupted_at,
+        "resumed_from_step": story.resumed_from,
+        "top1_rank_correlation": rank_correlation(over_time),
         "top1_over_time": over_time.iter().map(point).collect::<Vec<_>>(),
     })
 }
@@ -111,7 +159,7 @@ pub(crate) fn table(story: &Story, styles: &[Style]) -> String {
     let number = |key: &str| story.summary[key].as_f64().unwrap_or_default();
     let _ = writeln!(
         text,
-        "\nloss {:.2} to {:.2}, {:.0} images/s for {:.0} s; workers lost {}, rejoined {}; every position trained once (audited)",
+        "\nloss {:.2} to {:.2}, {:.0} images/s for {:.0} s; workers lost {}, rejoined {}; interrupted and resumed with another number; every position trained once (audited)",
         number("loss_first"),
         number("loss_last"),
         number("images_per_second"),
@@ -149,19 +197,12 @@ mod tests {
 
     #[test]
     fn summary_has_the_keys_that_readers_expect() {
-        let checkpoint = Checkpoint {
-            key: "k".into(),
-            step: 8,
-            seconds: 1.5,
-        };
         let unseen = style("fx", false);
         let mut story = Story::default();
         (story.victim, story.victim_status) = (Some((2, 72)), Some(9));
-        let value = summary(
-            &story,
-            std::slice::from_ref(&unseen),
-            &[Point::new(&checkpoint, &unseen)],
-        );
+        story.evaluations = vec![("fx".into(), 8, 0.25)];
+        let points = Point::of(&story);
+        let value = summary(&story, std::slice::from_ref(&unseen), &points);
         assert_eq!(value["killed"], json!([{"pid": 72, "wait_status": 9}]));
         assert_eq!(value["styles"][0]["samples"], 856);
         assert_eq!(value["top1_over_time"][0]["step"], 8);
@@ -176,6 +217,21 @@ mod tests {
         ] {
             assert!(value.get(key).is_some(), "{key}");
         }
+    }
+
+    #[test]
+    fn rank_correlation_is_one_for_what_only_rises_and_less_for_what_falls_once() {
+        let mut story = Story::default();
+        story.evaluations = [0.1, 0.2, 0.3, 0.4]
+            .iter()
+            .zip(1..)
+            .map(|(t, s)| ("fx".into(), s, *t))
+            .collect();
+        assert!((rank_correlation(&Point::of(&story)).unwrap() - 1.0).abs() < 1e-12);
+        story.evaluations[3].2 = 0.0;
+        assert!((rank_correlation(&Point::of(&story)).unwrap() + 0.2).abs() < 1e-12);
+        story.evaluations.truncate(2);
+        assert_eq!(rank_correlation(&Point::of(&story)), None);
     }
 
     #[test]

@@ -25,6 +25,11 @@ pub(crate) fn run(paths: &Paths, args: &[String]) -> Result<ExitCode> {
 }
 
 /// Brings the toolchain into the state that builds expect. When all is there it only looks, in milliseconds.
+/// The libtorch that builds use: the user's own, else ours.
+pub(crate) fn libtorch_folder(paths: &Paths) -> std::path::PathBuf {
+    libtorch::given(paths).unwrap_or_else(|| paths.linked("libtorch"))
+}
+
 pub(crate) fn lay(paths: &Paths, offline: bool) -> Result<()> {
     let started = Instant::now();
     let path = machine::path_variable();

@@ -68,7 +68,7 @@ impl Suite {
     /// Stops at the first stage that fails: what follows would only bury its message.
     fn run_all(&mut self, paths: &Paths, wish: Wish) {
         let mut tests = None;
-        let all: [(&'static str, &mut dyn FnMut() -> End); 7] = [
+        let all: [(&'static str, &mut dyn FnMut() -> End); 8] = [
             ("setup", &mut || {
                 crate::setup::lay(paths, false).map(|()| (true, String::new()))
             }),
@@ -84,6 +84,12 @@ impl Suite {
             }),
             ("demo", &mut || {
                 crate::demo::quick(paths).map(|()| (true, String::new()))
+            }),
+            ("control", &mut || {
+                if !wish.long {
+                    return Ok((true, "a run on shuffled captions: with --long only".to_owned()));
+                }
+                crate::demo::control(paths).map(|()| (true, String::new()))
             }),
             ("test", &mut || run_tests(paths, wish, &mut tests)),
             ("deny", &mut || run_deny(paths)),

@@ -112,6 +112,7 @@ fn evaluate(change: impl Fn(&mut serde_json::Value, &mut Params)) -> Result<Repo
         subcategories: None,
         image_key: "png".into(),
         max_image_pixels: 1 << 20,
+        predictions: None,
         batch: 4,
         threads: Some(1),
     })
