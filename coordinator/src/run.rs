@@ -83,7 +83,7 @@ async fn recover(options: &CoordinatorOptions) -> Result<(Arc<dyn MetaStore>, Re
         reason: e.to_string(),
     })?;
     match opened? {
-        Opened::Run(store, restored) => Ok((store, restored)),
+        Opened::Run(store, restored) => Ok((store, *restored)),
         Opened::Other(what) => Err(CoordinatorError::OtherRun {
             run_dir: options.run_dir.clone(),
             what,
@@ -92,7 +92,7 @@ async fn recover(options: &CoordinatorOptions) -> Result<(Arc<dyn MetaStore>, Re
 }
 
 enum Opened {
-    Run(Arc<dyn MetaStore>, Restored),
+    Run(Arc<dyn MetaStore>, Box<Restored>),
     Other(&'static str),
 }
 
@@ -117,7 +117,7 @@ fn open_run(path: &Path, created: &Record) -> Result<Opened, StoreError> {
         let attempt = *attempt;
         revision = store.append(revision, &Record::CheckpointAbandoned { attempt, reason })?;
     }
-    Ok(Opened::Run(Arc::new(store), restored))
+    Ok(Opened::Run(Arc::new(store), Box::new(restored)))
 }
 
 /// What differs between the run that a folder holds and the one that was asked for.
