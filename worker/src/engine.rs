@@ -15,11 +15,13 @@
 use argosy_torch_ext::is_out_of_memory;
 use std::fmt::Debug;
 
+pub mod buckets;
 pub mod sparse;
 pub mod state;
 pub mod torch;
 pub mod toy;
 
+pub use buckets::buckets;
 pub use sparse::{SparseTable, reduce_rows};
 pub use state::{StateRead, StateTensor};
 pub use torch::{TorchEngine, TorchOptions};

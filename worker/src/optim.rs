@@ -6,7 +6,7 @@ use argosy_torch_ext::{AdamWHyper, AdamWLists, FlatBuffer, fused_adamw};
 use tch::Tensor;
 
 /// Elements per block of the flat order for sums of squares (rule N1).
-pub const BLOCK_ELEMENTS: usize = 65_536;
+pub const BLOCK_ELEMENTS: usize = crate::collective::BLOCK_ELEMENTS;
 
 /// Which parameters decay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -72,9 +72,35 @@ fn all<T: Send>(members: Members, work: impl Fn(Box<dyn Collective>) -> T + Sync
     })
 }
 
+/// An implementation under test. Another one (NCCL, where there are devices) joins the suite by a line in [`KINDS`].
+struct Kind {
+    /// Members of a fresh generation, connected.
+    members: fn(usize) -> Members,
+    /// World sizes it can have here.
+    sizes: &'static [usize],
+}
+
+const KINDS: [Kind; 2] = [
+    Kind {
+        members: local_members,
+        sizes: &SIZES,
+    },
+    Kind {
+        members: ring_members,
+        sizes: &SIZES,
+    },
+];
+
+/// Runs `check` with the members of every kind.
 fn for_each_kind(check: impl Fn(fn(usize) -> Members)) {
-    check(local_members);
-    check(ring_members);
+    KINDS.iter().for_each(|kind| check(kind.members));
+}
+
+/// Runs `check` with the members of every kind in every world size.
+fn for_each_world(check: impl Fn(usize, Members)) {
+    for kind in &KINDS {
+        kind.sizes.iter().for_each(|size| check(*size, (kind.members)(*size)));
+    }
 }
 
 const SIZES: [usize; 4] = [1, 2, 3, 5];
@@ -133,6 +159,56 @@ fn all_reduce_gives_the_sum_and_the_same_bits_everywhere() {
                 }
             }
         }
+    });
+}
+
+#[test]
+fn halves_of_a_sum_leave_whole_blocks_at_their_owners_and_then_everywhere() {
+    for_each_world(|size, members| {
+        let len = BLOCK_ELEMENTS * 7 + 11;
+        let value = |rank: usize, i: usize| ((i * 5 + rank * 3) % 64) as f32; // sums are exact in any order
+        let expected: Vec<f32> = (0..len).map(|i| (0..size).map(|r| value(r, i)).sum()).collect();
+        let got = all(members, |mut c| {
+            let mut values: Vec<f32> = (0..len).map(|i| value(c.rank(), i)).collect();
+            let own = c.reduce_scatter_sum(&mut values).unwrap();
+            assert_eq!(values[own.clone()], expected[own.clone()], "size {size}");
+            assert!(
+                own.start.is_multiple_of(BLOCK_ELEMENTS) && (own.end == len || own.end.is_multiple_of(BLOCK_ELEMENTS))
+            );
+            for (i, value) in values.iter_mut().enumerate().filter(|(i, _)| !own.contains(i)) {
+                *value = i as f32; // worthless
+            }
+            c.all_gather_chunks(&mut values).unwrap();
+            (own, values)
+        });
+        let mut covered: Vec<_> = got.iter().flat_map(|(own, _)| own.clone()).collect();
+        covered.sort_unstable();
+        assert!(
+            covered.into_iter().eq(0..len),
+            "chunks are disjoint and cover all, size {size}"
+        );
+        assert!(got.iter().all(|(_, values)| *values == expected), "size {size}");
+    });
+}
+
+#[test]
+fn broadcast_gives_everybody_the_bytes_of_any_root() {
+    for_each_world(|size, members| {
+        let block = |root: usize| -> Vec<u8> { (0..1_200_000 * root + 1).map(|i| (i * 3 + root) as u8).collect() };
+        let got = all(members, |mut c| {
+            let from = |root: usize, c: &mut Box<dyn Collective>| {
+                let mut bytes = if c.rank() == root {
+                    block(root)
+                } else {
+                    vec![0; block(root).len()]
+                };
+                c.broadcast(root, &mut bytes).unwrap();
+                bytes == block(root)
+            };
+            let all = (0..size).all(|root| from(root, &mut c));
+            all && matches!(c.broadcast(size, &mut []), Err(CollectiveError::Mismatch(_)))
+        });
+        assert!(got.iter().all(|ok| *ok), "size {size}");
     });
 }
 

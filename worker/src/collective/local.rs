@@ -1,8 +1,12 @@
 //! The collective between threads of one process: for tests and for parity runs. Sums are made in rank order by each rank
 //! for itself, so all have the same bits.
 
-use super::{AbortHandle, Collective, CollectiveError, Result, Sentinel, block_places, read_sentinel, sentinel_word};
+use super::{
+    AbortHandle, Collective, CollectiveError, Result, Sentinel, block_places, check_root, chunk_range, owned_chunk,
+    read_sentinel, sentinel_word,
+};
 use argosy_rpc::frame::FrameError;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Where ranks meet: each lays down its bytes, the last one in opens the round for reading, the last one out closes it.
@@ -177,6 +181,39 @@ impl Collective for LocalCollective {
                     *sum += f32::from_le_bytes(*bytes);
                 }
             }
+            Ok(())
+        })
+    }
+
+    fn reduce_scatter_sum(&mut self, values: &mut [f32]) -> Result<Range<usize>> {
+        self.all_reduce_sum(values)?;
+        Ok(chunk_range(owned_chunk(self.rank, self.size), self.size, values.len()))
+    }
+
+    fn all_gather_chunks(&mut self, values: &mut [f32]) -> Result<()> {
+        let chunk = |rank: usize| chunk_range(owned_chunk(rank, self.size), self.size, values.len());
+        let chunks: Vec<Range<usize>> = (0..self.size).map(chunk).collect();
+        let mine = values[chunks[self.rank].clone()]
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
+        self.meet(mine, |all| {
+            for (rank, (chunk, block)) in chunks.into_iter().zip(all).enumerate() {
+                same_length(rank, chunk.len() * 4, block.len())?;
+                for (value, bytes) in values[chunk].iter_mut().zip(block.as_chunks().0) {
+                    *value = f32::from_le_bytes(*bytes);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn broadcast(&mut self, root: usize, bytes: &mut [u8]) -> Result<()> {
+        check_root(root, self.size)?;
+        let mine = if self.rank == root { bytes.to_vec() } else { Vec::new() };
+        self.meet(mine, |all| {
+            same_length(root, bytes.len(), all[root].len())?;
+            bytes.copy_from_slice(all[root]);
             Ok(())
         })
     }

@@ -89,6 +89,25 @@ pub trait Collective: Debug + Send {
     /// Any [`CollectiveError`]; `values` is worthless then.
     fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<()>;
 
+    /// The collecting half of [`Collective::all_reduce_sum`]: the chunk that is returned holds the whole sum here, what lies
+    /// outside it is worthless. Chunks are whole blocks of [`BLOCK_ELEMENTS`] (rule N1).
+    ///
+    /// # Errors
+    /// Any [`CollectiveError`]; `values` is worthless then.
+    fn reduce_scatter_sum(&mut self, values: &mut [f32]) -> Result<Range<usize>>;
+
+    /// The sharing half: puts every rank's chunk of [`Collective::reduce_scatter_sum`] into its place everywhere.
+    ///
+    /// # Errors
+    /// Any [`CollectiveError`]; `values` is worthless then.
+    fn all_gather_chunks(&mut self, values: &mut [f32]) -> Result<()>;
+
+    /// Gives everybody the bytes of rank `root`; all pass buffers of one length.
+    ///
+    /// # Errors
+    /// Any [`CollectiveError`]; `bytes` is worthless then.
+    fn broadcast(&mut self, root: usize, bytes: &mut [u8]) -> Result<()>;
+
     /// Last collective of a step: tells that this rank has come so far, and whether its own gradient was finite.
     ///
     /// # Errors
@@ -119,6 +138,20 @@ fn chunk_range(chunk: usize, size: usize, len: usize) -> Range<usize> {
     let blocks = len.div_ceil(BLOCK_ELEMENTS);
     let edge = |c: usize| (blocks * c / size * BLOCK_ELEMENTS).min(len);
     edge(chunk)..edge(chunk + 1)
+}
+
+/// The chunk that a rank ends with after the collecting half of a sum.
+fn owned_chunk(rank: usize, size: usize) -> usize {
+    (rank + 1) % size
+}
+
+fn check_root(root: usize, size: usize) -> Result<()> {
+    if root < size {
+        return Ok(());
+    }
+    Err(CollectiveError::Mismatch(format!(
+        "a broadcast from rank {root} of {size}"
+    )))
 }
 
 /// A rank's word in the sentinel: it came, and whether its gradient was finite.

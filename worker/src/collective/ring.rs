@@ -1,22 +1,24 @@
 //! The collective between processes: a ring of TCP connections, each rank sends to the next and receives from the one before.
 //!
 //! Sums go round twice, first collecting (each chunk ends complete at one rank), then sharing the completed chunks, so that
-//! every rank has the owner's bits. A thread both sends and receives without blocking on either: two ranks with full socket
-//! buffers never wait for each other.
+//! every rank has the owner's bits. One thread both sends and receives without blocking on either: two ranks with full socket
+//! buffers never wait for each other. Bytes go from the caller's buffer to the socket and back without a copy between; only
+//! what is added rests in a frame of its own first.
+
+mod route;
 
 use super::{
-    AbortHandle, Collective, CollectiveError, Result, Sentinel, block_places, chunk_range, read_sentinel, sentinel_word,
+    AbortHandle, Collective, CollectiveError, Result, Sentinel, block_places, check_root, chunk_range, owned_chunk,
+    read_sentinel, sentinel_word,
 };
-use argosy_rpc::frame::{Fence, FrameHeader, FrameKind, HEADER_BYTES, PAYLOAD_BYTES_MAX};
+use argosy_rpc::frame::{Fence, FrameHeader, FrameKind, HEADER_BYTES};
+use argosy_torch_ext::bytes_of_mut;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::io::{ErrorKind, Read, Write};
+use route::{FRAME_BYTES, Leg, Route, Walk};
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::ops::Range;
 use std::os::fd::AsFd;
-
-/// Appends a piece of what is sent: its place, its length, the buffer.
-type Fill<'a> = dyn Fn(usize, usize, &mut Vec<u8>) + 'a;
-/// Gets a piece of what came: its place and its bytes.
-type Take<'a> = dyn FnMut(usize, &[u8]) + 'a;
 
 /// This rank's two connections; without them it is alone.
 #[derive(Debug)]
@@ -42,16 +44,20 @@ pub struct RingCollective {
 /// A frame on its way out.
 #[derive(Debug, Default)]
 struct Outgoing {
-    bytes: Vec<u8>,
+    header: Vec<u8>,
+    frame: Option<Leg>,
+    /// Bytes of header and payload that the socket has taken.
     done: usize,
 }
 
-/// A frame on its way in: header first, then as much as it says.
-#[derive(Debug, Default)]
+/// A frame on its way in.
+#[derive(Debug)]
 struct Incoming {
-    bytes: Vec<u8>,
+    header: [u8; HEADER_BYTES],
+    /// Bytes of header and payload that have come.
     done: usize,
-    header_seen: bool,
+    /// Where a payload rests that is to be added.
+    scratch: Vec<u8>,
 }
 
 impl RingCollective {
@@ -81,7 +87,11 @@ impl RingCollective {
     }
 
     fn with_links(rank: usize, size: usize, fence: Fence, links: Option<Links>, abort: AbortHandle) -> Self {
-        let (out, inbox) = Default::default();
+        let inbox = Incoming {
+            header: [0; HEADER_BYTES],
+            done: 0,
+            scratch: vec![0; if links.is_some() { FRAME_BYTES } else { 0 }],
+        };
         Self {
             rank,
             size,
@@ -90,7 +100,7 @@ impl RingCollective {
             abort,
             sent: 0,
             received: 0,
-            out,
+            out: Outgoing::default(),
             inbox,
         }
     }
@@ -113,117 +123,129 @@ impl RingCollective {
         }
     }
 
-    /// Sends `to_send` bytes and receives `to_receive` bytes at once. `fill(at, len, out)` appends bytes `at..at + len` of
-    /// what is sent; `take(at, bytes)` gets what comes, piece by piece.
-    fn exchange(
-        &mut self,
-        kind: FrameKind,
-        to_send: usize,
-        fill: impl Fn(usize, usize, &mut Vec<u8>),
-        to_receive: usize,
-        mut take: impl FnMut(usize, &[u8]),
-    ) -> Result<()> {
+    /// Goes the whole route over `buffer`.
+    fn travel(&mut self, buffer: &mut [u8], route: &Route) -> Result<()> {
         let Some(links) = self.links.take() else {
-            return Err(CollectiveError::Mismatch("an exchange without a peer".into()));
+            return Err(CollectiveError::Mismatch("a way round the ring without a peer".into()));
         };
-        let result = self.pump(&links, kind, (to_send, &fill), (to_receive, &mut take));
+        let result = self.pump(&links, buffer, route);
         self.links = Some(links);
         result
     }
 
-    fn pump(
-        &mut self,
-        links: &Links,
-        kind: FrameKind,
-        (to_send, fill): (usize, &Fill<'_>),
-        (to_receive, take): (usize, &mut Take<'_>),
-    ) -> Result<()> {
-        let (mut sent, mut received) = (0, 0);
+    fn pump(&mut self, links: &Links, buffer: &mut [u8], route: &Route) -> Result<()> {
+        let (mut sending, mut receiving) = (Walk::new(&route.send), Walk::new(&route.receive));
         loop {
             if self.abort.is_aborted() {
                 return Err(CollectiveError::Aborted);
             }
-            if self.out.done == self.out.bytes.len() && sent < to_send {
-                let len = (to_send - sent).min(PAYLOAD_BYTES_MAX);
-                self.start_frame(kind, len)?;
-                fill(sent, len, &mut self.out.bytes);
-                sent += len;
-            }
-            let mut progress = self.write_some(&links.next)?;
-            if received < to_receive && self.read_some(&links.prev, kind, to_receive - received)? {
-                progress = true;
-                if let Some(payload) = self.inbox.complete() {
-                    take(received, payload);
-                    received += payload.len();
-                    self.inbox.clear();
-                }
-            }
-            let flushed = sent == to_send && self.out.done == self.out.bytes.len();
-            if flushed && received == to_receive {
+            let sent = self.send_some(&links.next, buffer, &mut sending, route.head + receiving.done)?;
+            let received = self.receive_some(&links.prev, buffer, &mut receiving)?;
+            let (to_send, to_receive) = (sending.frame(), receiving.frame());
+            if to_send.is_none() && to_receive.is_none() {
                 return Ok(());
             }
-            if !progress {
-                self.wait(links, !flushed, received < to_receive)?;
+            if !sent && !received {
+                let may_send = self.out.frame.is_some();
+                self.wait(links, may_send, to_receive.is_some())?;
             }
         }
     }
 
-    fn start_frame(&mut self, kind: FrameKind, len: usize) -> Result<()> {
-        self.out.bytes.clear();
+    /// Sends until the socket is full or what may leave has left; false if that is nothing.
+    fn send_some(
+        &mut self,
+        mut socket: &TcpStream,
+        buffer: &[u8],
+        walk: &mut Walk<'_>,
+        may_leave: usize,
+    ) -> Result<bool> {
+        let mut progress = false;
+        while let Some(frame) = walk.frame() {
+            if self.out.frame.is_none() {
+                if walk.done + frame.place.len() > may_leave {
+                    break;
+                }
+                self.start_frame(&frame)?;
+            }
+            let taken = {
+                let header = &self.out.header[self.out.done.min(HEADER_BYTES)..];
+                let payload = &buffer[frame.place.clone()][self.out.done.saturating_sub(HEADER_BYTES)..];
+                socket.write_vectored(&[IoSlice::new(header), IoSlice::new(payload)])
+            };
+            match taken {
+                Ok(0) => return Err(self.lost(self.next_rank(), "it takes nothing more")),
+                Ok(n) => {
+                    self.out.done += n;
+                    progress = true;
+                }
+                Err(e) if not_now(&e) => break,
+                Err(e) => return Err(self.lost(self.next_rank(), e)),
+            }
+            if self.out.done == HEADER_BYTES + frame.place.len() {
+                self.out.frame = None;
+                walk.pass(&frame);
+            }
+        }
+        Ok(progress)
+    }
+
+    fn start_frame(&mut self, frame: &Leg) -> Result<()> {
+        self.out.header.clear();
         self.out.done = 0;
-        let header = FrameHeader::new(self.fence, kind, self.rank, self.sent, len);
+        let header = FrameHeader::new(self.fence, frame.kind, self.rank, self.sent, frame.place.len());
         self.sent = self.sent.wrapping_add(1);
         let rank = self.rank;
         header
-            .encode(&mut self.out.bytes)
-            .map_err(|error| CollectiveError::Frame { rank, error })
+            .encode(&mut self.out.header)
+            .map_err(|error| CollectiveError::Frame { rank, error })?;
+        self.out.frame = Some(frame.clone());
+        Ok(())
     }
 
-    /// Writes what the socket takes now; false if that is nothing.
-    fn write_some(&mut self, mut socket: &TcpStream) -> Result<bool> {
-        let rest = &self.out.bytes[self.out.done..];
-        if rest.is_empty() {
-            return Ok(false);
-        }
-        match socket.write(rest) {
-            Ok(0) => Err(self.lost(self.next_rank(), "it takes nothing more")),
-            Ok(n) => {
-                self.out.done += n;
-                Ok(true)
+    /// Receives what is there, up to the end of one frame; false if that is nothing. The header is judged before any payload
+    /// is read.
+    fn receive_some(&mut self, mut socket: &TcpStream, buffer: &mut [u8], walk: &mut Walk<'_>) -> Result<bool> {
+        let Some(frame) = walk.frame() else { return Ok(false) };
+        let whole = HEADER_BYTES + frame.place.len();
+        let adds = frame.kind == FrameKind::Reduce;
+        let mut progress = false;
+        while self.inbox.done < whole {
+            let at = self.inbox.done.saturating_sub(HEADER_BYTES);
+            let into = match self.inbox.done {
+                done if done < HEADER_BYTES => &mut self.inbox.header[done..],
+                _ if adds => &mut self.inbox.scratch[at..frame.place.len()],
+                _ => &mut buffer[frame.place.clone()][at..],
+            };
+            match socket.read(into) {
+                Ok(0) => return Err(self.lost(self.prev_rank(), "it closed the connection")),
+                Ok(n) => self.inbox.done += n,
+                Err(e) if not_now(&e) => return Ok(progress),
+                Err(e) => return Err(self.lost(self.prev_rank(), e)),
             }
-            Err(e) if not_now(&e) => Ok(false),
-            Err(e) => Err(self.lost(self.next_rank(), e)),
+            progress = true;
+            if at == 0 && self.inbox.done == HEADER_BYTES {
+                self.judge_header(&frame)?;
+            }
         }
+        if adds {
+            let len = frame.place.len();
+            add(&mut buffer[frame.place.clone()], &self.inbox.scratch[..len]);
+        }
+        self.inbox.done = 0;
+        walk.pass(&frame);
+        Ok(true)
     }
 
-    /// Reads what is there of the current frame; false if that is nothing. The header is judged before any payload is read.
-    fn read_some(&mut self, mut socket: &TcpStream, kind: FrameKind, left: usize) -> Result<bool> {
-        if self.inbox.bytes.is_empty() {
-            self.inbox.bytes.resize(HEADER_BYTES, 0);
-        }
-        match socket.read(&mut self.inbox.bytes[self.inbox.done..]) {
-            Ok(0) => return Err(self.lost(self.prev_rank(), "it closed the connection")),
-            Ok(n) => self.inbox.done += n,
-            Err(e) if not_now(&e) => return Ok(false),
-            Err(e) => return Err(self.lost(self.prev_rank(), e)),
-        }
-        if !self.inbox.header_seen && self.inbox.done == HEADER_BYTES {
-            let rank = self.prev_rank();
-            let frame = |error| CollectiveError::Frame { rank, error };
-            let head: [u8; HEADER_BYTES] = *self
-                .inbox
-                .bytes
-                .as_array()
-                .ok_or_else(|| CollectiveError::Mismatch("a header of another size".into()))?;
-            let header = FrameHeader::decode(&head).map_err(frame)?;
-            header
-                .expect(self.fence, kind, rank, self.received, left)
-                .map_err(frame)?;
-            self.received = self.received.wrapping_add(1);
-            self.inbox.header_seen = true;
-            self.inbox.bytes.resize(HEADER_BYTES + header.bytes as usize, 0);
-        }
-        Ok(true)
+    fn judge_header(&mut self, frame: &Leg) -> Result<()> {
+        let rank = self.prev_rank();
+        let refused = |error| CollectiveError::Frame { rank, error };
+        let header = FrameHeader::decode(&self.inbox.header).map_err(refused)?;
+        header
+            .expect(self.fence, frame.kind, rank, self.received, frame.place.len())
+            .map_err(refused)?;
+        self.received = self.received.wrapping_add(1);
+        Ok(())
     }
 
     /// Sleeps until a socket is ready; an abort shuts both, which wakes this too.
@@ -244,69 +266,22 @@ impl RingCollective {
     fn gather(&mut self, kind: FrameKind, mine: &[u8], lens: &[usize], out: &mut [u8]) -> Result<()> {
         let places = block_places(self.rank, mine, lens, self.size, out)?;
         out[places[self.rank].clone()].copy_from_slice(mine);
-        for round in 0..self.size - 1 {
-            let sending = places[(self.rank + self.size - round) % self.size].clone();
-            let receiving = places[(self.rank + 2 * self.size - round - 1) % self.size].clone();
-            let (from, into) = two(out, sending, receiving)?;
-            let (to_send, to_receive) = (from.len(), into.len());
-            self.exchange(
-                kind,
-                to_send,
-                |at, len, buffer| buffer.extend_from_slice(&from[at..at + len]),
-                to_receive,
-                |at, bytes| into[at..at + bytes.len()].copy_from_slice(bytes),
-            )?;
+        if self.size == 1 {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// One round of a sum: sends a chunk, and adds what comes to another one, or replaces it.
-    fn round(&mut self, kind: FrameKind, values: &mut [f32], send: usize, receive: usize) -> Result<()> {
-        let (size, len) = (self.size, values.len());
-        let (from, into) = two(values, chunk_range(send, size, len), chunk_range(receive, size, len))?;
-        let (to_send, to_receive) = (from.len() * 4, into.len() * 4);
-        self.exchange(
-            kind,
-            to_send,
-            |at, len, buffer| {
-                for value in &from[at / 4..(at + len) / 4] {
-                    buffer.extend_from_slice(&value.to_le_bytes());
-                }
-            },
-            to_receive,
-            |at, bytes| {
-                for (value, bytes) in into[at / 4..].iter_mut().zip(bytes.as_chunks().0) {
-                    let come = f32::from_le_bytes(*bytes);
-                    *value = if kind == FrameKind::Reduce { come + *value } else { come };
-                }
-            },
-        )
+        self.travel(out, &Route::gather(self.rank, &places, kind))
     }
 }
 
-impl Incoming {
-    /// The payload, once it is whole.
-    fn complete(&self) -> Option<&[u8]> {
-        (self.header_seen && self.done == self.bytes.len()).then(|| &self.bytes[HEADER_BYTES..])
-    }
-
-    fn clear(&mut self) {
-        self.bytes.clear();
-        self.done = 0;
-        self.header_seen = false;
+/// Adds little-endian floats, element by element.
+fn add(sums: &mut [u8], come: &[u8]) {
+    for (sum, come) in sums.as_chunks_mut::<4>().0.iter_mut().zip(come.as_chunks::<4>().0) {
+        *sum = (f32::from_le_bytes(*come) + f32::from_le_bytes(*sum)).to_le_bytes();
     }
 }
 
 fn not_now(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
-}
-
-/// Two ranges of one buffer that do not overlap, the second to be written.
-fn two<T>(buffer: &mut [T], read: std::ops::Range<usize>, write: std::ops::Range<usize>) -> Result<(&[T], &mut [T])> {
-    match buffer.get_disjoint_mut([read, write]) {
-        Ok([read, write]) => Ok((read, write)),
-        Err(e) => Err(CollectiveError::Mismatch(format!("blocks of two ranks: {e}"))),
-    }
 }
 
 impl Collective for RingCollective {
@@ -327,24 +302,36 @@ impl Collective for RingCollective {
     }
 
     fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<()> {
-        let (rank, size) = (self.rank, self.size);
-        for round in 0..size - 1 {
-            self.round(
-                FrameKind::Reduce,
-                values,
-                (rank + size - round) % size,
-                (rank + 2 * size - round - 1) % size,
-            )?;
+        if self.size == 1 {
+            return Ok(());
         }
-        for round in 0..size - 1 {
-            self.round(
-                FrameKind::Share,
-                values,
-                (rank + size + 1 - round) % size,
-                (rank + size - round) % size,
-            )?;
+        let route = Route::all_reduce(self.rank, self.size, values.len());
+        self.travel(bytes_of_mut(values), &route)
+    }
+
+    fn reduce_scatter_sum(&mut self, values: &mut [f32]) -> Result<Range<usize>> {
+        if self.size > 1 {
+            let route = Route::reduce(self.rank, self.size, values.len());
+            self.travel(bytes_of_mut(values), &route)?;
         }
-        Ok(())
+        Ok(chunk_range(owned_chunk(self.rank, self.size), self.size, values.len()))
+    }
+
+    fn all_gather_chunks(&mut self, values: &mut [f32]) -> Result<()> {
+        if self.size == 1 {
+            return Ok(());
+        }
+        let route = Route::share(self.rank, self.size, values.len());
+        self.travel(bytes_of_mut(values), &route)
+    }
+
+    fn broadcast(&mut self, root: usize, bytes: &mut [u8]) -> Result<()> {
+        check_root(root, self.size)?;
+        if self.size == 1 {
+            return Ok(());
+        }
+        let route = Route::broadcast(self.rank, self.size, root, bytes.len());
+        self.travel(bytes, &route)
     }
 
     fn sentinel(&mut self, finite: bool) -> Result<Sentinel> {

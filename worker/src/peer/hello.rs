@@ -1,22 +1,35 @@
-//! The first bytes of every connection between workers. Fixed size; nothing behind the secret is acted on before the secret
-//! has been found right.
+//! The first bytes of every connection between workers. Fixed sizes; both sides prove that they know the generation's secret,
+//! and neither ever sends it (a code of a fresh challenge instead, RFC 2104). Nothing else is acted on before that.
+//!
+//! ```text
+//!   caller ── hello: generation, purpose, a nonce ──▶ listener
+//!          ◀── a nonce, code over both ──────────────
+//!          ── code over both ────────────────────────▶
+//!          ◀── accepted ─────────────────────────────
+//! ```
 
 use super::{PeerError, Result};
 use crate::collective::AbortHandle;
 use argosy_common::ids::Generation;
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-const MAGIC: [u8; 8] = *b"ARGOSYP1";
-/// Bytes of a hello: magic, generation, secret, purpose, rank.
-pub(super) const HELLO_BYTES: usize = 8 + 8 + 32 + 1 + 4;
-/// The listener's word that the hello was good.
+const MAGIC: [u8; 8] = *b"ARGOSYP2";
+const NONCE_BYTES: usize = 32;
+const CODE_BYTES: usize = 32;
+/// Bytes of a call: magic, generation, purpose, rank, nonce.
+const CALL_BYTES: usize = 8 + 8 + 1 + 4 + NONCE_BYTES;
+/// The listener's word that the caller's code was good.
 pub(super) const ACCEPTED: u8 = 1;
 /// Pause between two tries to connect to a peer that does not listen yet.
 const RETRY_MS: u64 = 20;
+
+type Nonce = [u8; NONCE_BYTES];
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,46 +63,124 @@ impl std::fmt::Debug for Hello {
     }
 }
 
+/// Who speaks in a code, so that one side's is never good as the other's.
+#[derive(Clone, Copy)]
+enum Side {
+    Caller,
+    Listener,
+}
+
+/// What both sides make codes over.
+struct Meeting<'a> {
+    secret: &'a [u8; 32],
+    call: &'a [u8; CALL_BYTES],
+    nonce: &'a Nonce,
+}
+
+impl Meeting<'_> {
+    fn mac(&self, side: Side) -> Option<Hmac<Sha256>> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.secret).ok()?;
+        mac.update(match side {
+            Side::Caller => b"argosy peer caller v2",
+            Side::Listener => b"argosy peer listen v2",
+        });
+        mac.update(self.call);
+        mac.update(self.nonce);
+        Some(mac)
+    }
+
+    fn code(&self, side: Side) -> Option<[u8; CODE_BYTES]> {
+        Some(self.mac(side)?.finalize().into_bytes().into())
+    }
+
+    /// Compares in a time that does not depend on where the first difference is.
+    fn is_good(&self, side: Side, code: &[u8; CODE_BYTES]) -> bool {
+        self.mac(side).is_some_and(|mac| mac.verify_slice(code).is_ok())
+    }
+}
+
+/// Bytes nobody has seen before, from the system.
+fn nonce() -> std::io::Result<Nonce> {
+    let mut bytes = [0; NONCE_BYTES];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
 impl Hello {
-    fn encode(&self) -> [u8; HELLO_BYTES] {
+    fn encode(&self, nonce: &Nonce) -> [u8; CALL_BYTES] {
         let (kind, rank) = match self.purpose {
             Purpose::Ring { from_rank } => (1u8, from_rank),
             Purpose::Heal => (2, 0),
         };
-        let mut out = [0; HELLO_BYTES];
+        let mut out = [0; CALL_BYTES];
         out[..8].copy_from_slice(&MAGIC);
         out[8..16].copy_from_slice(&self.generation.0.to_le_bytes());
-        out[16..48].copy_from_slice(&self.secret);
-        out[48] = kind;
-        out[49..].copy_from_slice(&rank.to_le_bytes());
+        out[16] = kind;
+        out[17..21].copy_from_slice(&rank.to_le_bytes());
+        out[21..].copy_from_slice(nonce);
         out
     }
 
-    /// Reads a hello if its secret is that of the generation it names; `secret_of` derives it.
-    pub(super) fn decode(bytes: &[u8; HELLO_BYTES], secret_of: impl Fn(Generation) -> [u8; 32]) -> Option<Self> {
-        let generation = Generation(u64::from_le_bytes(*bytes[8..16].as_array()?));
-        let secret: [u8; 32] = *bytes[16..48].as_array()?;
-        // The generation is all that is looked at before the secret, because the secret is the generation's.
-        if bytes[..8] != MAGIC || !same_secret(&secret, &secret_of(generation)) {
-            return None;
-        }
-        let from_rank = u32::from_le_bytes(*bytes[49..].as_array()?);
-        let purpose = match bytes[48] {
+    fn decode(call: &[u8; CALL_BYTES], secret_of: impl Fn(Generation) -> [u8; 32]) -> Option<Self> {
+        let generation = Generation(u64::from_le_bytes(*call[8..16].as_array()?));
+        let from_rank = u32::from_le_bytes(*call[17..21].as_array()?);
+        let purpose = match call[16] {
             1 => Purpose::Ring { from_rank },
             2 => Purpose::Heal,
             _ => return None,
         };
-        Some(Self {
+        (call[..8] == MAGIC).then(|| Self {
             generation,
-            secret,
+            secret: secret_of(generation),
             purpose,
         })
     }
-}
 
-/// Compares in a time that does not depend on where the first difference is.
-fn same_secret(a: &[u8; 32], b: &[u8; 32]) -> bool {
-    a.iter().zip(b).fold(0, |different, (x, y)| different | (x ^ y)) == 0
+    /// The listener's side, up to the caller's proof. `None` if that does not come or is not good.
+    pub(super) fn receive(socket: &mut TcpStream, secret_of: impl Fn(Generation) -> [u8; 32]) -> Option<Self> {
+        let mut call = [0; CALL_BYTES];
+        socket.read_exact(&mut call).ok()?;
+        let hello = Self::decode(&call, secret_of)?;
+        let nonce = nonce().ok()?;
+        let meeting = Meeting {
+            secret: &hello.secret,
+            call: &call,
+            nonce: &nonce,
+        };
+        let mut answer = [0; NONCE_BYTES + CODE_BYTES];
+        answer[..NONCE_BYTES].copy_from_slice(&nonce);
+        answer[NONCE_BYTES..].copy_from_slice(&meeting.code(Side::Listener)?);
+        socket.write_all(&answer).ok()?;
+        let mut code = [0; CODE_BYTES];
+        socket.read_exact(&mut code).ok()?;
+        meeting.is_good(Side::Caller, &code).then_some(hello)
+    }
+
+    /// The caller's side; true if the listener proved that it knows the secret and said that it accepts.
+    fn present(&self, socket: &mut TcpStream) -> std::io::Result<bool> {
+        let call = self.encode(&nonce()?);
+        socket.write_all(&call)?;
+        let mut answer = [0; NONCE_BYTES + CODE_BYTES];
+        socket.read_exact(&mut answer)?;
+        let (Some(nonce), Some(code)) = (answer[..NONCE_BYTES].as_array(), answer[NONCE_BYTES..].as_array()) else {
+            return Ok(false);
+        };
+        let meeting = Meeting {
+            secret: &self.secret,
+            call: &call,
+            nonce,
+        };
+        let Some(own) = meeting
+            .code(Side::Caller)
+            .filter(|_| meeting.is_good(Side::Listener, code))
+        else {
+            return Ok(false);
+        };
+        socket.write_all(&own)?;
+        let mut word = [0];
+        socket.read_exact(&mut word)?;
+        Ok(word[0] == ACCEPTED)
+    }
 }
 
 /// Connects to a peer and shows it `hello`; tries again while nobody listens, until `abort` is used.
@@ -114,14 +205,10 @@ pub fn connect(addr: &str, hello: &Hello, abort: &AbortHandle) -> Result<TcpStre
         }
     };
     close_on_abort(&socket, abort).map_err(|e| lost(e.to_string()))?;
-    let mut answer = [0];
-    let shown = socket
-        .set_nodelay(true)
-        .and_then(|()| socket.write_all(&hello.encode()))
-        .and_then(|()| socket.read_exact(&mut answer));
+    let shown = socket.set_nodelay(true).and_then(|()| hello.present(&mut socket));
     match shown {
         _ if abort.is_aborted() => Err(PeerError::Aborted),
-        Ok(()) if answer[0] == ACCEPTED => Ok(socket),
+        Ok(true) => Ok(socket),
         _ => Err(PeerError::Refused { addr: addr.into() }),
     }
 }
@@ -164,21 +251,71 @@ impl Waker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::TcpListener;
+
+    const HELLO: Hello = Hello {
+        generation: Generation(3),
+        secret: [3; 32],
+        purpose: Purpose::Ring { from_rank: 4 },
+    };
+
+    /// What a listener with these secrets makes of `call`, and what travelled towards it.
+    fn heard(call: impl FnOnce(TcpStream) + Send, secret: u8) -> Option<Hello> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| call(socket));
+            let (mut socket, _) = listener.accept().unwrap();
+            let hello = Hello::receive(&mut socket, |_| [secret; 32])?;
+            socket.write_all(&[ACCEPTED]).unwrap();
+            Some(hello)
+        })
+    }
 
     #[test]
-    fn hello_with_another_secret_magic_or_purpose_is_not_read() {
-        let secret_of = |g: Generation| [g.0 as u8; 32];
-        let hello = Hello {
-            generation: Generation(3),
-            secret: [3; 32],
-            purpose: Purpose::Ring { from_rank: 4 },
-        };
-        assert_eq!(Hello::decode(&hello.encode(), secret_of), Some(hello));
-        for at in [0, 8, 16, 47, 48] {
-            let mut bytes = hello.encode();
-            bytes[at] ^= 0x40;
-            assert_eq!(Hello::decode(&bytes, secret_of), None, "byte {at}");
+    fn hello_with_the_generations_secret_is_taken_and_with_another_by_neither_side() {
+        let good = heard(|mut s| assert!(HELLO.present(&mut s).unwrap()), 3);
+        assert_eq!(good, Some(HELLO));
+        // The caller notices that the listener cannot prove anything, and proves nothing to it.
+        let bad = heard(|mut s| assert!(matches!(HELLO.present(&mut s), Ok(false))), 4);
+        assert_eq!(bad, None);
+    }
+
+    #[test]
+    fn hello_with_another_magic_or_purpose_or_a_stale_code_is_not_taken() {
+        for at in [0, 16] {
+            let call = |mut s: TcpStream| {
+                let mut call = HELLO.encode(&[9; 32]);
+                call[at] ^= 0x40;
+                s.write_all(&call).unwrap();
+            };
+            assert_eq!(heard(call, 3), None, "byte {at}");
         }
+        let replayed = |mut s: TcpStream| {
+            let call = HELLO.encode(&[9; 32]);
+            s.write_all(&call).unwrap();
+            let mut answer = [0; NONCE_BYTES + CODE_BYTES];
+            s.read_exact(&mut answer).unwrap();
+            let old = Meeting {
+                secret: &HELLO.secret,
+                call: &call,
+                nonce: &[1; 32],
+            };
+            s.write_all(&old.code(Side::Caller).unwrap()).unwrap();
+        };
+        assert_eq!(heard(replayed, 3), None, "a code of another nonce");
+    }
+
+    #[test]
+    fn hello_never_carries_or_prints_the_secret() {
+        let secret = *b"0123456789abcdef0123456789abcdef";
+        let hello = Hello { secret, ..HELLO };
+        assert!(
+            !hello
+                .encode(&[7; 32])
+                .windows(8)
+                .any(|w| secret.windows(8).any(|s| s == w))
+        );
         assert!(!format!("{hello:?}").contains("secret"), "secrets stay out of logs");
     }
 }

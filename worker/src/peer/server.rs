@@ -2,19 +2,21 @@
 //! heal.
 
 use super::heal::{self, Snapshot};
-use super::hello::{ACCEPTED, HELLO_BYTES, Hello, Purpose, close_on_abort};
+use super::hello::{ACCEPTED, Hello, Purpose, close_on_abort};
 use super::{PeerError, Result};
 use crate::collective::AbortHandle;
 use argosy_common::ids::Generation;
 use argosy_common::plan::generation_secret;
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// A caller has so long to show its hello.
+/// A caller has so long for each part of its hello.
 const HELLO_MS: u64 = 5_000;
+/// Callers at once; more are sent away before a thread is spent on them.
+const CALLERS_MAX: usize = 1_024;
 
 #[derive(Debug, Default)]
 struct Board {
@@ -70,6 +72,11 @@ impl PeerServer {
                     return;
                 }
                 let Ok(socket) = socket else { continue };
+                // One count is ours, one the accepting thread's, one each caller's.
+                if Arc::strong_count(&theirs) > CALLERS_MAX + 2 {
+                    tracing::warn!("too many callers at once; one was sent away");
+                    continue;
+                }
                 let (shared, secret) = (theirs.clone(), secret.clone());
                 // A thread for each caller: one that is silent or slow must not keep the others waiting.
                 let spawned = std::thread::Builder::new()
@@ -157,13 +164,9 @@ impl Drop for PeerServer {
 
 /// One caller, from its hello to the end of what it came for.
 fn answer(mut socket: TcpStream, shared: &Shared, run_secret: &[u8]) {
-    let mut bytes = [0; HELLO_BYTES];
     let timeout = Some(Duration::from_millis(HELLO_MS));
-    let read = socket
-        .set_read_timeout(timeout)
-        .and_then(|()| socket.read_exact(&mut bytes));
-    let hello = match read {
-        Ok(()) => Hello::decode(&bytes, |g| generation_secret(run_secret, g)),
+    let hello = match socket.set_read_timeout(timeout) {
+        Ok(()) => Hello::receive(&mut socket, |g| generation_secret(run_secret, g)),
         Err(_) => None,
     };
     let Some(hello) = hello else {

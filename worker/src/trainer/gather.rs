@@ -18,6 +18,8 @@ pub(super) struct Buffers {
     pub(super) lengths: Vec<u16>,
     /// Rows of the token table on their way through REDUCE.
     pub(super) rows: Vec<f32>,
+    /// Memory of pieces of the gradient that are not on their way.
+    pub(super) pieces: Vec<Vec<f32>>,
 }
 
 /// Sizes of what is gathered.

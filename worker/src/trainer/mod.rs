@@ -12,6 +12,7 @@ mod form;
 mod gather;
 mod history;
 mod lanes;
+mod overlap;
 mod save;
 mod source;
 mod step;

@@ -2,7 +2,7 @@
 
 use super::gather::{Layout, Whole, pack_lse};
 use super::{BatchSource, Halt, Held, InGeneration, Trainer};
-use crate::engine::{ApplyHyper, ApplyOut, Encoded, Engine, RowsIn, all_finite, reduce_rows};
+use crate::engine::{ApplyHyper, ApplyOut, Encoded, Engine, RowsIn, all_finite};
 use argosy_common::events::StepReport;
 use argosy_common::exit::Exit;
 use argosy_common::follower::Event;
@@ -88,10 +88,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             let (loss, finite) = self.lanes_to_gradient(inside, &batches, &whole, step, &mut timer)?;
             (Outcome::Update { loss }, finite)
         } else {
-            let (loss, finite) = self.loss_and_backward(inside, &whole, step, &mut timer)?;
-            self.hit("reduce", step);
-            self.reduce(inside)?;
-            timer.lap("reduce");
+            let (loss, finite) = self.loss_to_gradient(inside, &whole, step, &mut timer)?;
             (Outcome::Update { loss }, finite)
         };
 
@@ -225,8 +222,9 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         Ok(())
     }
 
-    /// LOSS and BACKWARD: the own share of the gradient, and whether it is finite.
-    fn loss_and_backward(
+    /// LOSS, BACKWARD and REDUCE: leaves the sum over all workers in the engine's flat gradient. Gives the loss, and whether the
+    /// own gradient is finite.
+    fn loss_to_gradient(
         &mut self,
         inside: &mut InGeneration,
         whole: &Whole,
@@ -243,24 +241,21 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         timer.lap("loss");
 
         self.hit("backward", step);
-        let loss = self.engine.loss_backward(&all.view())?.loss;
-        // Before the sums mix, so that it is known whose it was (rule G11).
-        let finite = all_finite(self.engine.grads_flat()?);
-        timer.lap("backward");
-        Ok((loss, finite))
-    }
-
-    /// REDUCE: the flat gradient, of the token table only the rows that some worker reached.
-    fn reduce(&mut self, inside: &mut InGeneration) -> Result<(), Halt> {
-        if inside.collective.size() == 1 {
-            return Ok(());
+        if members == 1 {
+            let loss = self.engine.loss_backward(&all.view())?.loss;
+            let finite = all_finite(self.engine.grads_flat()?);
+            timer.lap("backward");
+            timer.lap("reduce");
+            return Ok((loss, finite));
         }
         let touched = self.engine.touched_rows().to_vec();
         let union = self.union_of_touched(inside, &touched)?;
-        let collective = &mut inside.collective;
-        reduce_rows(&mut self.engine, &union, &mut self.buffers.rows, |values| {
-            collective.all_reduce_sum(values).map_err(Halt::from)
-        })
+        let (loss, finite, late) = self.backward_and_reduce(inside, &all)?;
+        timer.lap("backward");
+        self.hit("reduce", step);
+        self.reduce_rest(inside, &union, late)?;
+        timer.lap("reduce");
+        Ok((loss, finite))
     }
 
     /// Rows of the token table that some worker reached, `touched` by this one; ascending, the same for all.

@@ -142,6 +142,12 @@ pub fn bytes_of(values: &[f32]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), std::mem::size_of_val(values)) }
 }
 
+/// Floats as bytes to be written, without a copy.
+pub fn bytes_of_mut(values: &mut [f32]) -> &mut [u8] {
+    // SAFETY: as for `bytes_of`; any four bytes are a float, and the borrow is as exclusive as the slice's own.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), std::mem::size_of_val(values)) }
+}
+
 fn ext(call: &'static str, message: impl ToString) -> ExtError {
     ExtError {
         call,

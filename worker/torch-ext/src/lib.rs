@@ -3,8 +3,9 @@
 
 mod ffi;
 mod flat;
+pub mod record;
 
-pub use flat::{FlatBuffer, FlatReader, bytes_of};
+pub use flat::{FlatBuffer, FlatReader, bytes_of, bytes_of_mut};
 
 use ffi::RawTensor;
 use tch::Tensor;
