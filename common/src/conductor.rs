@@ -112,6 +112,8 @@ pub struct Conductor<R: Rules = Shipped> {
     /// Persists under way; what to do after each, in order.
     pending: VecDeque<AfterPersist>,
     stopping: bool,
+    /// Steps done when the stop was asked for: a checkpoint of fewer does not answer it.
+    stop_step: u64,
     /// When the cadence in time began to count: at the last commit or the first step.
     checkpoint_since: Option<Tick>,
     /// Not before this tick is another attempt opened: the store did not take the last one.
@@ -184,6 +186,7 @@ impl<R: Rules> Conductor<R> {
             fruitless: 0,
             pending: VecDeque::new(),
             stopping: false,
+            stop_step: 0,
             checkpoint_since: None,
             retry_at: 0,
             any_update: restored.head.is_some(),
@@ -403,6 +406,8 @@ impl<R: Rules> Conductor<R> {
     fn stop_requested(&mut self, turn: &mut Turn) {
         if std::mem::replace(&mut self.stopping, true) {
             self.interrupt(turn);
+        } else {
+            self.stop_step = self.steps_done;
         }
     }
 

@@ -7,8 +7,6 @@ fn main() {
     println!("cargo:rerun-if-changed=cpp/shim.cpp");
     println!("cargo:rerun-if-changed=cpp/pool.cpp");
     println!("cargo:rerun-if-changed=cpp/shim.h");
-    println!("cargo:rerun-if-changed=cpp/record.cpp");
-    println!("cargo:rerun-if-changed=cpp/record.h");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     // torch-sys tells its direct dependents where it found the libraries; the headers lie beside them.
     let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
@@ -33,7 +31,6 @@ fn main() {
         .include(include.join("torch/csrc/api/include"))
         .file("cpp/shim.cpp")
         .file("cpp/pool.cpp")
-        .file("cpp/record.cpp")
         .compile("argosy_torch_shim");
     println!("cargo:rustc-link-search=native={}", lib.display());
     // For this crate's own tests; `worker` does the same for its binaries.

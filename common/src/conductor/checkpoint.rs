@@ -149,7 +149,7 @@ impl<R: Rules> Conductor<R> {
         }
         if name.step >= self.settings.total_steps {
             self.finish(turn);
-        } else if self.stopping {
+        } else if self.stopping && name.step >= self.stop_step {
             self.end(Outcome::Interrupted { name }, turn);
         }
     }

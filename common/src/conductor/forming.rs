@@ -112,6 +112,9 @@ impl<R: Rules> Conductor<R> {
         if self.ledger.opened().is_some_and(|(_, at)| at > base.step) {
             self.abandon_open_attempt("the run went back behind its state", turn);
         }
+        // Members may have trained while this reign could not be reached: their base tells what no report did.
+        self.any_update |= base.step > self.steps_done;
+        self.stop_step = self.stop_step.min(base.step);
         self.give_up_rows(base.step, turn);
         if self.has_history && best_live != Some(base) {
             self.resume(generation, base, &source, turn);

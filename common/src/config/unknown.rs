@@ -171,8 +171,8 @@ fn line_of_key(text: &str, key: &str) -> usize {
 #[cfg(test)]
 pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
     use crate::config::{
-        AugmentationConfig, CaptionDraw, CheckpointConfig, DataConfig, EvaluationConfig, EvaluationSet,
-        FailureConfig, FilterConfig, ModelConfig, Source, TrainConfig, WorkersConfig,
+        AugmentationConfig, CaptionDraw, CheckpointConfig, DataConfig, EvaluationConfig, EvaluationSet, FailureConfig,
+        FilterConfig, ModelConfig, Source, TrainConfig, WorkersConfig,
     };
     fn keys<T: serde::Serialize>(value: &T) -> Vec<String> {
         let json = serde_json::to_value(value).expect("our structs serialise");

@@ -254,7 +254,7 @@ pub(crate) struct SimArgs {
     /// Length of a step with all workers, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 1_000, requires = "workers", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub(crate) step_ms: u64,
-    /// What befalls the fleet (TOML; ops/examples/spot-faults.toml has every key)
+    /// What befalls the fleet (TOML; ops/examples/faults/spot.toml has every key)
     #[arg(long, value_name = "FILE", requires = "workers")]
     pub(crate) faults: Option<PathBuf>,
     /// Do not repeat it at other failure rates

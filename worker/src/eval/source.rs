@@ -180,7 +180,12 @@ fn split(manifest: &Path) -> (String, String) {
     (root.to_string_lossy().into_owned(), key.to_string_lossy().into_owned())
 }
 
-fn from_manifest((location, key): (String, String), options: TorchOptions, which: Which, captions: bool) -> Result<Loaded, Failure> {
+fn from_manifest(
+    (location, key): (String, String),
+    options: TorchOptions,
+    which: Which,
+    captions: bool,
+) -> Result<Loaded, Failure> {
     let failed = |e: CheckpointError| {
         let exit = match e {
             CheckpointError::Store { .. } => Exit::NotFound,

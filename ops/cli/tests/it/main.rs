@@ -159,7 +159,7 @@ fn run_whose_workers_cannot_start_fails_and_can_be_resumed_and_audited() {
     let again = place.fails(&["run", &job], 4);
     assert!(again.contains("--resume"), "{again}");
     let other = place.fails(&["run", &job, "--resume", "--set", "train.lr=0.5"], 4);
-    assert!(other.contains("training configuration"), "{other}");
+    assert!(other.contains("train.lr: 0.0005 -> 0.5"), "{other}");
     let audit = argosy(&place, &["audit", "runs/tiny", "-o", "json"]).output().unwrap();
     assert_eq!(code(&audit), 0, "{audit:?}");
     let report: serde_json::Value = serde_json::from_slice(&audit.stdout).unwrap();
