@@ -24,6 +24,7 @@ pub mod ledger;
 pub mod numeric;
 pub mod plan;
 pub mod quarantine;
+pub mod queue;
 pub mod rng;
 pub mod rules;
 pub mod sampling;
