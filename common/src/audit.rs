@@ -4,18 +4,22 @@
 //! it are listed as superseded, never counted. Ids are recomputed here by arithmetic of its own (`stream`), which walks
 //! lanes with plain vectors where the sampler jumps with closed forms.
 
+mod findings;
 mod lineage;
 mod stream;
 #[cfg(test)]
 mod tests;
 
 use crate::events::Record;
-use crate::ids::{Generation, StateName};
+use crate::ids::{Generation, SampleId, StateName};
+use crate::invariants::{counts_add_up, one_step_lost};
+use crate::quarantine::RowRange;
 use crate::shape::RunShape;
 use crate::steplog::{MaskReason, MaskedRow, StepRecord};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+pub use findings::Finding;
 pub use lineage::Lineage;
 
 /// What is audited.
@@ -29,71 +33,7 @@ pub struct AuditInput<'a> {
     pub logs: &'a BTreeMap<String, Vec<StepRecord>>,
 }
 
-/// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "finding", rename_all = "snake_case")]
-pub enum Finding {
-    /// The records do not form a chain.
-    BrokenLineage {
-        /// Where and why.
-        detail: String,
-    },
-    /// Nobody logged a step of the lineage.
-    MissingStep {
-        /// The step (0-based).
-        step: u64,
-        /// The generation that should have applied it.
-        generation: Generation,
-    },
-    /// One worker logged one name twice.
-    DoubledStep {
-        /// The name.
-        name: StateName,
-        /// The log.
-        log: String,
-    },
-    /// Two workers logged one name differently.
-    Disagreement {
-        /// The name.
-        name: StateName,
-        /// The logs.
-        logs: Vec<String>,
-    },
-    /// A lane's digest is not that of the ids that the plan gives it.
-    WrongSamples {
-        /// The step.
-        step: u64,
-        /// The lane.
-        lane: u32,
-    },
-    /// The logged plan is not the durable one.
-    WrongPlan {
-        /// The step.
-        step: u64,
-        /// The generation.
-        generation: Generation,
-    },
-    /// Valid and masked rows of a step do not add up to its positions.
-    WrongCount {
-        /// The step.
-        step: u64,
-        /// Positions of the step.
-        positions: u64,
-        /// Valid rows logged.
-        valid: u64,
-        /// Masked rows logged.
-        masked: u64,
-    },
-    /// The run is recorded as finished, but not at its last step.
-    WrongEnd {
-        /// The recorded final state.
-        name: StateName,
-        /// Steps of the run.
-        total_steps: u64,
-    },
-}
-
-/// The audit's verdict (rule M4: positions = trained + masked + skipped).
+/// The audit's verdict (rule M4: positions = trained + masked + quarantined + skipped).
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct AuditReport {
     /// Nothing is wrong.
@@ -108,11 +48,13 @@ pub struct AuditReport {
     pub positions: u64,
     /// Rows that were trained.
     pub trained: u64,
-    /// Rows that took no part, by reason.
+    /// Rows that took no part, by reason; those of the quarantine ledger stand below.
     pub masked: BTreeMap<MaskReason, u64>,
+    /// Rows that the quarantine ledger leaves out, by its reason.
+    pub quarantined: BTreeMap<String, u64>,
     /// Valid rows of steps that were passed over, by reason.
     pub skipped: BTreeMap<String, u64>,
-    /// The same per source: positions, trained or skipped, masked.
+    /// The same per source.
     pub sources: BTreeMap<String, SourceCount>,
     /// Generations that were formed.
     pub generations: u64,
@@ -131,8 +73,14 @@ pub struct AuditReport {
 pub struct SourceCount {
     /// Positions of the lineage.
     pub positions: u64,
+    /// Rows that were trained.
+    pub trained: u64,
     /// Rows that took no part.
     pub masked: u64,
+    /// Rows that the quarantine ledger leaves out.
+    pub quarantined: u64,
+    /// Valid rows of steps that were passed over.
+    pub skipped: u64,
 }
 
 /// More findings are counted, not listed.
@@ -168,6 +116,22 @@ pub fn audit(input: &AuditInput<'_>) -> AuditReport {
         find(&mut report, Finding::WrongEnd { name, total_steps });
     }
     report.steps = lineage.appliers.len() as u64;
+    for (generation, base) in &lineage.followed {
+        let last = entries.keys().filter(|name| name.applied_gen == *generation).max();
+        let trained = last.map_or(0, |name| name.step);
+        if one_step_lost(*generation, trained, *base).is_err() {
+            let (generation, base) = (*generation, *base);
+            find(
+                &mut report,
+                Finding::LostMore {
+                    generation,
+                    trained,
+                    base,
+                },
+            );
+        }
+    }
+    let ledger = left_out(input.records, &mut report);
     let mut streams: Vec<stream::LaneStream> = (0..input.shape.lanes)
         .map(|lane| stream::LaneStream::new(input.shape, lane))
         .collect();
@@ -179,7 +143,13 @@ pub fn audit(input: &AuditInput<'_>) -> AuditReport {
         };
         let ids: Vec<_> = streams.iter_mut().map(|s| s.take(input.shape, step)).collect();
         let logged = entries.get(&name).map(Vec::as_slice).unwrap_or_default();
-        judge_step(input, &lineage, step, *generation, &ids, logged, &mut report);
+        let sought = Sought {
+            input,
+            lineage: &lineage,
+            ledger: &ledger,
+            ids: &ids,
+        };
+        judge_step(&sought, step, *generation, logged, &mut report);
     }
     let on_lineage =
         |name: &StateName| name.step > 0 && lineage.appliers.get(name.step as usize - 1) == Some(&name.applied_gen);
@@ -188,6 +158,14 @@ pub fn audit(input: &AuditInput<'_>) -> AuditReport {
         .filter(|(name, _)| !on_lineage(name))
         .map(|(_, logged)| logged.len() as u64)
         .sum();
+    let sum = |counts: &BTreeMap<String, u64>| counts.values().sum::<u64>();
+    let masked = report.masked.values().sum();
+    let (quarantined, skipped) = (sum(&report.quarantined), sum(&report.skipped));
+    // Every step was judged by itself; this is about our own sums.
+    debug_assert!(
+        report.findings_total > 0
+            || counts_add_up(report.positions, report.trained, masked, quarantined, skipped).is_ok()
+    );
     report.holds = report.findings_total == 0;
     report
 }
@@ -240,15 +218,34 @@ fn entries<'a>(input: &AuditInput<'a>, report: &mut AuditReport) -> BTreeMap<Sta
     entries
 }
 
-fn judge_step(
-    input: &AuditInput<'_>,
-    lineage: &Lineage,
-    step: u64,
-    generation: Generation,
-    ids: &[Vec<crate::ids::SampleId>],
-    logged: &[Entry<'_>],
-    report: &mut AuditReport,
-) {
+/// What a step is judged by.
+struct Sought<'a> {
+    input: &'a AuditInput<'a>,
+    lineage: &'a Lineage,
+    ledger: &'a [(u64, RowRange, String)],
+    ids: &'a [Vec<SampleId>],
+}
+
+/// The quarantine ledger as the records have it: first step, rows, reason. Read here anew: the conductor's own ledger is
+/// what is being audited.
+fn left_out(records: &[Record], report: &mut AuditReport) -> Vec<(u64, RowRange, String)> {
+    let mut ledger: Vec<(u64, RowRange, String)> = Vec::new();
+    for record in records {
+        let Record::Quarantined { entry } = record else {
+            continue;
+        };
+        let expected = ledger.len() as u64 + 1;
+        if entry.revision != expected || entry.rows.from >= entry.rows.until {
+            let detail = format!("revision {} stands where revision {expected} should", entry.revision);
+            find(report, Finding::BrokenLedger { detail });
+        }
+        ledger.push((entry.holds_from, entry.rows, entry.reason.clone()));
+    }
+    ledger
+}
+
+fn judge_step(sought: &Sought<'_>, step: u64, generation: Generation, logged: &[Entry<'_>], report: &mut AuditReport) {
+    let (input, lineage, ids) = (sought.input, sought.lineage, sought.ids);
     let positions: u64 = ids.iter().map(|lane| lane.len() as u64).sum();
     report.positions += positions;
     for id in ids.iter().flatten() {
@@ -294,21 +291,48 @@ fn judge_step(
             );
         }
     }
-    count_rows(input, step, positions, ids, first, report);
+    count_rows(sought, step, positions, first, report);
 }
 
-/// Adds the step to the counts; rows that do not add up, or that do not exist, are a finding.
-fn count_rows(
-    input: &AuditInput<'_>,
-    step: u64,
-    positions: u64,
-    ids: &[Vec<crate::ids::SampleId>],
-    entry: &Entry<'_>,
-    report: &mut AuditReport,
-) {
+/// Adds the step to the counts; rows that do not add up, that do not exist, or that the quarantine ledger has otherwise are
+/// findings.
+fn count_rows(sought: &Sought<'_>, step: u64, positions: u64, entry: &Entry<'_>, report: &mut AuditReport) {
     let (valid, masked) = (u64::from(entry.valid), entry.masked.len() as u64);
-    let sample = |row: &MaskedRow| ids.get(row.lane as usize).and_then(|lane| lane.get(row.row as usize));
-    if valid + masked != positions || entry.masked.iter().any(|row| sample(row).is_none()) {
+    let sample = |row: &MaskedRow| {
+        sought
+            .ids
+            .get(row.lane as usize)
+            .and_then(|lane| lane.get(row.row as usize))
+    };
+    let reason = |id: &SampleId| {
+        let holds = |(from, rows, _): &&(u64, RowRange, String)| {
+            *from <= step
+                && (rows.source, rows.shard) == (id.source, id.shard)
+                && rows.from <= id.row
+                && id.row < rows.until
+        };
+        sought.ledger.iter().find(holds).map(|(_, _, reason)| reason)
+    };
+    // Rows of the ledger by place, and rows that were logged so; the same place twice is no second row.
+    let mut expected = BTreeSet::new();
+    for (lane, ids) in sought.ids.iter().enumerate() {
+        let left = ids.iter().enumerate().filter(|(_, id)| reason(id).is_some());
+        expected.extend(left.map(|(row, _)| (lane as u32, row as u32)));
+    }
+    let quarantined = |row: &&MaskedRow| row.reason == MaskReason::Quarantined;
+    let logged: BTreeSet<(u32, u32)> = entry
+        .masked
+        .iter()
+        .filter(quarantined)
+        .map(|r| (r.lane, r.row))
+        .collect();
+    if expected != logged {
+        let (ledger, logged) = (expected.len() as u64, logged.len() as u64);
+        find(report, Finding::WrongQuarantine { step, ledger, logged });
+    }
+    let places: BTreeSet<(u32, u32)> = entry.masked.iter().map(|r| (r.lane, r.row)).collect();
+    let real = entry.masked.iter().all(|row| sample(row).is_some()) && places.len() == entry.masked.len();
+    if counts_add_up(positions, valid, masked, 0, 0).is_err() || !real {
         find(
             report,
             Finding::WrongCount {
@@ -324,9 +348,24 @@ fn count_rows(
         None => report.trained += valid,
     }
     for row in entry.masked {
-        *report.masked.entry(row.reason).or_default() += 1;
-        if let Some(source) = sample(row).and_then(|id| input.shape.sources.get(id.source as usize)) {
-            report.sources.entry(source.name.clone()).or_default().masked += 1;
+        match sample(row).and_then(reason).filter(|_| quarantined(&row)) {
+            Some(reason) => *report.quarantined.entry(reason.clone()).or_default() += 1,
+            None => *report.masked.entry(row.reason).or_default() += 1,
+        }
+    }
+    for (lane, ids) in sought.ids.iter().enumerate() {
+        for (row, id) in ids.iter().enumerate() {
+            let Some(source) = sought.input.shape.sources.get(id.source as usize) else {
+                continue;
+            };
+            let count = report.sources.entry(source.name.clone()).or_default();
+            let at = (lane as u32, row as u32);
+            match (logged.contains(&at), places.contains(&at), entry.skipped) {
+                (true, _, _) => count.quarantined += 1,
+                (false, true, _) => count.masked += 1,
+                (false, false, Some(_)) => count.skipped += 1,
+                (false, false, None) => count.trained += 1,
+            }
         }
     }
 }

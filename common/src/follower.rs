@@ -20,7 +20,7 @@ use crate::conductor::Tick;
 use crate::events::{FromWorker, ToWorker};
 use crate::exit::Exit;
 use crate::ids::{Generation, StateName, Term};
-use crate::invariants::{debug_assert_holds, open_when_applied};
+use crate::invariants::{debug_assert_holds, lease_held, open_when_applied};
 use crate::rules::{Rules, Shipped};
 use orphan::Orphan;
 use serde::Serialize;
@@ -132,6 +132,11 @@ impl<R: Rules> Follower<R> {
             Event::Stepped { report } => {
                 debug_assert_holds::<R>(|| {
                     open_when_applied(crate::ids::WorkerId(self.settings.worker), self.closed, report.name)
+                });
+                // That it had not run out only the trainer can tell, at the moment of its APPLY.
+                debug_assert_holds::<R>(|| match self.lease.unwrap_or_default() {
+                    _ if !self.settings.leases => Ok(()),
+                    (leased, until) => lease_held(report.generation, leased, until, 0),
                 });
                 self.name = report.name;
                 self.tell(FromWorker::StepDone { report })

@@ -309,6 +309,91 @@ mod tests {
         }
     }
 
+    /// Name of the check of each, where it has one of its own.
+    const CHECKS: [(InvariantId, &str); 15] = [
+        (InvariantId::EqualNamesEqualBits, "equal_bits"),
+        (InvariantId::NothingAfterClosed, "open_when_applied"),
+        (InvariantId::LanesOwned, "lanes_owned"),
+        (InvariantId::DurableFirst, "durable_first"),
+        (InvariantId::GenerationsGrow, "generations_grow"),
+        (InvariantId::TruthIsNewest, "truth_is_newest"),
+        (InvariantId::OneStepLost, "one_step_lost"),
+        (InvariantId::HeadComplete, "head_complete"),
+        (InvariantId::LoggedFirst, "logged_first"),
+        (InvariantId::CleanSources, "plan_has_source"),
+        (InvariantId::LeaseHeld, "lease_held"),
+        (InvariantId::LanesHandedOver, "lane_handed_over"),
+        (InvariantId::CountsAddUp, "counts_add_up"),
+        (InvariantId::TermsFence, "term_fences"),
+        (InvariantId::OneAttempt, "one_attempt"),
+    ];
+
+    /// What the simulator leaves to the brains' own assertions and to the audit, both of which run in all of its worlds.
+    const LEFT_TO_BRAINS_AND_AUDIT: [InvariantId; 6] = [
+        InvariantId::TruthIsNewest,
+        InvariantId::LoggedFirst,
+        InvariantId::CleanSources,
+        InvariantId::LeaseHeld,
+        InvariantId::LanesHandedOver,
+        InvariantId::CountsAddUp,
+    ];
+
+    /// All sources below `folder` but tests and this file, as one text.
+    fn sources(folder: &std::path::Path) -> String {
+        let mut text = String::new();
+        let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        for path in entries.map(|e| e.expect("an entry").path()) {
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            if path.is_dir() && name != "tests" {
+                text += &sources(&path);
+            } else if name.ends_with(".rs") && !["tests.rs", "invariants.rs"].contains(&name) {
+                text += &std::fs::read_to_string(&path).expect("a source file");
+            }
+        }
+        text
+    }
+
+    fn used(text: &str) -> Vec<InvariantId> {
+        let by_check = |id: &InvariantId| {
+            let check = CHECKS
+                .iter()
+                .find(|(of, _)| of == id)
+                .map(|(_, name)| format!("{name}("));
+            check.is_some_and(|call| text.contains(&call))
+        };
+        let named = |id: &&InvariantId| text.contains(&format!("InvariantId::{}", id.word())) || by_check(id);
+        InvariantId::ALL.iter().filter(named).copied().collect()
+    }
+
+    #[test]
+    fn invariants_of_the_document_the_simulator_and_production_are_the_same() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let document = std::fs::read_to_string(root.join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+        let lines: Vec<&str> = document.lines().filter(|line| line.starts_with("| INV")).collect();
+        let expected: Vec<String> = InvariantId::ALL
+            .iter()
+            .map(|id| format!("| {id} | {} |", id.meaning()))
+            .collect();
+        assert_eq!(lines, expected, "ARCHITECTURE.md has one line for each, in order");
+
+        assert_eq!(
+            used(&sources(&root.join("common/src"))),
+            InvariantId::ALL,
+            "brains and audit"
+        );
+
+        let simulated = used(&sources(&root.join("common/sim/src")));
+        let missing: Vec<InvariantId> = InvariantId::ALL
+            .iter()
+            .filter(|id| !simulated.contains(id))
+            .copied()
+            .collect();
+        assert!(
+            missing.iter().all(|id| LEFT_TO_BRAINS_AND_AUDIT.contains(id)),
+            "the simulator looks at none of {missing:?}"
+        );
+    }
+
     #[test]
     fn violation_reads_as_a_sentence_with_id_and_meaning() {
         let error = durable_first(Generation(3), Generation(2)).expect_err("not durable");

@@ -3,6 +3,7 @@
 use crate::conductor::{Head, Restored, Settings};
 use crate::events::PartInfo;
 use crate::ids::{StateName, WorkerId};
+use crate::invariants::{debug_assert_holds, head_complete, one_attempt};
 use crate::rules::Rules;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -133,8 +134,8 @@ impl Ledger {
     }
 
     /// Opens the next attempt and returns its number, which no other attempt of the run ever has.
-    pub fn open(&mut self, at_step: u64) -> u64 {
-        debug_assert!(self.open.is_none(), "one attempt at a time");
+    pub fn open<R: Rules>(&mut self, at_step: u64) -> u64 {
+        debug_assert_holds::<R>(|| one_attempt(self.last, self.last + 1, self.open.is_some()));
         self.last += 1;
         self.sealed = false;
         self.open = Some(Attempt {
@@ -223,6 +224,10 @@ impl Ledger {
             return Ok(None);
         }
         self.sealed = true;
+        debug_assert_holds::<R>(|| {
+            let parts: Vec<(u32, StateName)> = attempt.parts.keys().map(|index| (*index, name)).collect();
+            head_complete(name, &parts, self.parts_total, self.head.as_ref().map(|h| h.name))
+        });
         Ok(Some((name, attempt.parts.values().cloned().collect())))
     }
 

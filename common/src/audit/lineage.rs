@@ -1,7 +1,8 @@
 //! The chain of generations that leads to the final state (rule AU2).
 
 use crate::events::Record;
-use crate::ids::{Generation, StateName};
+use crate::ids::{Generation, StateName, Term};
+use crate::invariants::term_fences;
 use std::collections::BTreeMap;
 
 /// Which generation applied which step of the final state.
@@ -11,6 +12,8 @@ pub struct Lineage {
     pub appliers: Vec<Generation>,
     /// Plan hash of every generation formed.
     pub plans: BTreeMap<Generation, u64>,
+    /// Generations that another one followed from a state of their own, with that state.
+    pub followed: Vec<(Generation, StateName)>,
     /// Generations formed.
     pub generations: u64,
     /// `Resumed` records.
@@ -27,18 +30,29 @@ impl Lineage {
     pub fn read(records: &[Record], logged: impl Iterator<Item = StateName>) -> Self {
         let mut lineage = Self::default();
         let mut current: Option<Generation> = None;
+        let (mut term, mut resumed) = (Term(0), false);
         for record in records {
             match record {
                 Record::GenerationFormed {
                     generation,
                     base,
                     plan_hash,
+                    term: reign,
                     ..
                 } => {
+                    if term_fences(term, *reign).is_err() {
+                        lineage
+                            .broken
+                            .push(format!("{generation} was formed in {reign}, after one of {term}"));
+                    }
+                    term = term.max(*reign);
                     if current.is_some_and(|g| g >= *generation) {
                         lineage
                             .broken
                             .push(format!("{generation} was formed after a later one"));
+                    }
+                    if current == Some(base.applied_gen) && !std::mem::take(&mut resumed) {
+                        lineage.followed.push((base.applied_gen, *base));
                     }
                     lineage.cut_at(current, *base);
                     lineage.generations += 1;
@@ -47,6 +61,7 @@ impl Lineage {
                 }
                 Record::Resumed { name, manifest, .. } => {
                     lineage.resumed += 1;
+                    resumed = true;
                     lineage.cut_at(current, *name);
                     if manifest.is_none() && *name != StateName::INITIAL {
                         lineage.broken.push(format!("resumed from {name} without a manifest"));

@@ -52,7 +52,7 @@ impl<R: Rules> Conductor<R> {
         } else {
             return;
         };
-        let attempt = self.ledger.open(at_step);
+        let attempt = self.ledger.open::<R>(at_step);
         self.persist(
             Record::CheckpointOpened { attempt, at_step },
             AfterPersist::StartAttempt { attempt },

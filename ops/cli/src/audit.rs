@@ -108,6 +108,9 @@ fn table(report: &AuditReport) -> String {
     for (reason, rows) in &report.skipped {
         line(&format!("skipped: {reason}"), out::count(*rows));
     }
+    for (reason, rows) in &report.quarantined {
+        line(&format!("quarantined: {reason}"), out::count(*rows));
+    }
     for (source, count) in &report.sources {
         line(&format!("source {source}"), out::count(count.positions));
     }
@@ -117,18 +120,9 @@ fn table(report: &AuditReport) -> String {
     line("findings", out::count(report.findings_total));
     let mut text = table.render();
     for finding in &report.findings {
-        text += &format!("finding: {}\n", word(finding));
+        text += &format!("finding: {finding}\n");
     }
     text
-}
-
-/// A value in the words of its JSON form.
-fn word(value: &impl serde::Serialize) -> String {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(text)) => text,
-        Ok(value) => value.to_string(),
-        Err(e) => e.to_string(),
-    }
 }
 
 fn verdict(report: &AuditReport) -> Exit {
