@@ -4,7 +4,7 @@ use crate::world::{SEED_BITS, World};
 use argosy_common::audit::{AuditInput, audit};
 use argosy_common::events::{FromWorker, Outcome, PartInfo, Record, ToWorker};
 use argosy_common::ids::{Generation, StateName};
-use argosy_common::invariants::InvariantId;
+use argosy_common::invariants::{Checked, InvariantId};
 use argosy_common::rules::Rules;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,6 +83,14 @@ impl<R: Rules> World<R> {
         self.checks.count += 1;
         if !holds {
             self.violate(&id.to_string(), detail());
+        }
+    }
+
+    /// Judges by a check that the brains and the audit use, too.
+    pub(crate) fn holds_to(&mut self, checked: Checked) {
+        self.checks.count += 1;
+        if let Err(violation) = checked {
+            self.violate(&violation.id.to_string(), violation.detail);
         }
     }
 

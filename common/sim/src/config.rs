@@ -95,6 +95,10 @@ impl Config {
             step_ms: 20 + draws.below(80),
             faults: 1 + draws.below(12) as u32,
             horizon_ms: 2_000 + steps * 200,
+            leases: true,
+            orphan_max_ms: 60_000,
+            grace_ms: 500,
+            late_members: true,
             ..Self::default()
         }
     }

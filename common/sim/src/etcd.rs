@@ -3,7 +3,7 @@
 
 use crate::queue::Ms;
 use argosy_common::events::Record;
-use argosy_common::ids::Term;
+use argosy_common::ids::{Term, WorkerId};
 
 /// Who leads, by lease. The term is the revision at which the leader's key was created, as etcd's elections do it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +66,10 @@ pub(crate) struct Etcd {
     terms: Vec<Term>,
     changes: Vec<Change>,
     ttl: Ms,
+    /// Worker ids given so far.
+    named: u32,
     /// Fencing by term is on; a planted bug turns it off.
-    pub(crate) fenced: bool,
+    fenced: bool,
 }
 
 /// The watch's revision was compacted away: read the key again and watch from there.
@@ -75,7 +77,7 @@ pub(crate) struct Etcd {
 pub(crate) struct Compacted;
 
 impl Etcd {
-    pub(crate) fn new(ttl: Ms) -> Self {
+    pub(crate) fn new(ttl: Ms, fenced: bool) -> Self {
         Self {
             revision: 1,
             compacted: 0,
@@ -84,7 +86,8 @@ impl Etcd {
             terms: Vec::new(),
             changes: Vec::new(),
             ttl,
-            fenced: true,
+            named: 0,
+            fenced,
         }
     }
 
@@ -102,6 +105,12 @@ impl Etcd {
 
     pub(crate) fn ttl(&self) -> Ms {
         self.ttl
+    }
+
+    /// The next worker id: counted here and not by a leader, so that no id has two lives.
+    pub(crate) fn name_worker(&mut self) -> WorkerId {
+        self.named += 1;
+        WorkerId(self.named)
     }
 
     /// Its lease is gone at once: every renewal was lost.
@@ -204,7 +213,7 @@ mod tests {
 
     #[test]
     fn etcd_append_of_a_leader_whose_lease_ran_out_is_refused() {
-        let mut etcd = Etcd::new(100);
+        let mut etcd = Etcd::new(100, true);
         let Reply::Elected { term } = etcd.execute(Op::Campaign, 0, 0, 0) else {
             panic!("nobody led")
         };
@@ -226,7 +235,7 @@ mod tests {
 
     #[test]
     fn etcd_watch_behind_a_compaction_is_told_to_read_again() {
-        let mut etcd = Etcd::new(100);
+        let mut etcd = Etcd::new(100, true);
         let before = etcd.revision();
         etcd.execute(Op::Campaign, 0, 0, 0);
         assert!(etcd.expire(100));

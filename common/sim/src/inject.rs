@@ -149,7 +149,12 @@ impl<R: Rules> World<R> {
         let node = Node::Coordinator(leader);
         self.hit(number, vec![node]);
         match fault.kind {
-            FaultKind::CoordinatorCrash => self.falls(leader, "killed"),
+            FaultKind::CoordinatorCrash => {
+                // Of two, one may be lost with its machine: then the standby has to notice by itself.
+                let others = self.coordinators.iter().filter(|c| !c.gone).count();
+                self.coordinators[leader].gone = fault.who.is_multiple_of(4) && others > 1;
+                self.falls(leader, "killed");
+            }
             FaultKind::CoordinatorPause => {
                 let until = now + fault.for_ms;
                 self.coordinators[leader].asleep_until = until;

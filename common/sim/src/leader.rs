@@ -22,6 +22,8 @@ const COMMIT_LATE_MS: Ms = 40;
 #[derive(Debug)]
 pub(crate) struct Coordinator<R: Rules> {
     pub(crate) life: u32,
+    /// Its machine does not come back.
+    pub(crate) gone: bool,
     pub(crate) asleep_until: Ms,
     term: Option<Term>,
     brain: Option<Conductor<R>>,
@@ -35,7 +37,6 @@ pub(crate) struct Coordinator<R: Rules> {
     records: usize,
     pub(crate) sessions: BTreeMap<WorkerId, usize>,
     pub(crate) children: BTreeMap<WorkerId, usize>,
-    next_worker: u32,
     armed: Option<Ms>,
     inbox: VecDeque<Event>,
     driving: bool,
@@ -45,6 +46,7 @@ impl<R: Rules> Default for Coordinator<R> {
     fn default() -> Self {
         Self {
             life: 0,
+            gone: false,
             asleep_until: 0,
             term: None,
             brain: None,
@@ -55,7 +57,6 @@ impl<R: Rules> Default for Coordinator<R> {
             records: 0,
             sessions: BTreeMap::new(),
             children: BTreeMap::new(),
-            next_worker: 0,
             armed: None,
             inbox: VecDeque::new(),
             driving: false,
@@ -75,23 +76,11 @@ impl<R: Rules> Coordinator<R> {
     pub(crate) fn view(&self) -> Option<View> {
         self.brain.as_ref().map(Conductor::observe)
     }
-
-    /// A worker comes with an id of its own.
-    pub(crate) fn returns(&mut self, worker: WorkerId) -> WorkerId {
-        self.next_worker = self.next_worker.max(worker.0);
-        worker
-    }
-
-    /// The id of a worker that comes by itself.
-    pub(crate) fn next_worker(&mut self) -> WorkerId {
-        self.next_worker += 1;
-        WorkerId(self.next_worker)
-    }
 }
 
 impl<R: Rules> World<R> {
     pub(crate) fn boot(&mut self, coordinator: usize, life: u32) {
-        if self.coordinators[coordinator].life != life {
+        if self.coordinators[coordinator].life != life || self.coordinators[coordinator].gone {
             return;
         }
         // On one machine the run folder's lock is free only when all of the old house are gone (rule G5).
@@ -200,6 +189,7 @@ impl<R: Rules> World<R> {
                 let until = sent + self.etcd.ttl();
                 let c = &mut self.coordinators[coordinator];
                 c.lease_until = c.lease_until.max(until);
+                self.leads_on(coordinator);
             }
             (Op::Renew { .. }, None) => {} // the local deadline decides
             (_, Some(Reply::Appended)) => {
@@ -249,12 +239,18 @@ impl<R: Rules> World<R> {
         c.lease_until = sent + ttl;
         c.records = self.etcd.records().len();
         c.writing = restored.open_attempts.iter().map(abandoned).collect();
-        c.next_worker = restored.worker.0;
         c.brain = Some(Conductor::new(settings, restored));
         let life = c.life;
         self.queue.after(ttl / 3, Ev::Renew { coordinator, life });
         self.write_next(coordinator);
-        self.tell(coordinator, Event::Ticked);
+        self.leads_on(coordinator);
+    }
+
+    /// Tells the brain until when it leads, on its own clock.
+    fn leads_on(&mut self, coordinator: usize) {
+        let c = &self.coordinators[coordinator];
+        let until = c.lease_until.saturating_sub(c.began);
+        self.tell(coordinator, Event::LeadershipHeld { until });
     }
 
     fn settings(&self, term: Term) -> Settings {
@@ -292,10 +288,11 @@ impl<R: Rules> World<R> {
             .note(now, "falls", &[coordinator as u64], || format!("c{coordinator}: {why}"));
         self.effect(Some(Node::Coordinator(coordinator)));
         let c = &mut self.coordinators[coordinator];
-        let life = c.life + 1;
+        let (life, gone) = (c.life + 1, c.gone);
         let sessions = std::mem::take(&mut c.sessions);
         *c = Coordinator {
             life,
+            gone,
             ..Coordinator::default()
         };
         for session in sessions.into_values() {
@@ -341,7 +338,11 @@ impl<R: Rules> World<R> {
         }
         self.etcd.expire(now);
         match self.etcd.watch(revision) {
-            Ok(changes) if !changes.iter().any(|c| c.deleted) => {
+            Ok(changes)
+                if !changes
+                    .iter()
+                    .any(|c| c.deleted && R::passes_watch_event(revision, c.revision)) =>
+            {
                 self.queue.after(
                     100,
                     Ev::Watch {

@@ -59,12 +59,12 @@ impl<R: Rules> World<R> {
             self.queue.after(200, Ev::Connect { process });
             return;
         };
-        let coordinator = &mut self.coordinators[leader.coordinator];
         let worker = match (p.worker, p.reserved) {
-            (Some(worker), _) | (None, Some((worker, _))) => coordinator.returns(worker),
-            (None, None) => coordinator.next_worker(),
+            (Some(worker), _) | (None, Some((worker, _))) => worker,
+            (None, None) => self.etcd.name_worker(),
         };
         let first = p.worker.is_none();
+        let coordinator = &mut self.coordinators[leader.coordinator];
         let session = self.sessions.len();
         self.sessions.push(Session {
             process,

@@ -9,6 +9,7 @@ use crate::world::{Ev, SEED_BITS, World, lane_part, next_bits};
 use argosy_common::events::{FromWorker, PartFailure, PartInfo, StepReport};
 use argosy_common::follower::{Event, TrainerOrder};
 use argosy_common::ids::{Generation, StateName};
+use argosy_common::invariants::lease_held;
 use argosy_common::plan::{Plan, StateSource};
 use argosy_common::rules::Rules;
 use argosy_common::steplog::StepRecord;
@@ -145,8 +146,12 @@ impl<R: Rules> World<R> {
                 (source.and_then(|s| self.gives(s, process, base)), source, 40)
             }
         };
-        if let Some(inside) = &mut self.processes[process].trainer.inside {
+        let trainer = &mut self.processes[process].trainer;
+        if let Some(inside) = &mut trainer.inside {
             inside.at = At::Healing { source };
+        }
+        if R::heals_in_place() && source.is_some() {
+            trainer.bits = !trainer.bits; // half written: neither the old state nor the new one
         }
         if let (Some(source), Some(fault)) = (source, self.heal_doom) {
             self.heal_doom = None;
@@ -386,7 +391,11 @@ impl<R: Rules> World<R> {
         let now = self.queue.now() + p.clock;
         let (leased, until) = p.trainer.lease;
         let Some(inside) = &mut p.trainer.inside else { return };
-        if !self.config.leases || R::lease_allows(leased, inside.plan.generation, until, now) {
+        let generation = inside.plan.generation;
+        if !self.config.leases || R::lease_allows(leased, generation, until, now) {
+            if self.config.leases {
+                self.holds_to(lease_held(generation, leased, until, now));
+            }
             return self.work(process, Stage::Apply);
         }
         inside.at = At::Unleased;
@@ -464,7 +473,9 @@ impl<R: Rules> World<R> {
             trainer.history.pop_front();
         }
         let before = trainer.name;
-        trainer.bits = next_bits(trainer.bits, inside.reduced);
+        for _ in 0..R::applies() {
+            trainer.bits = next_bits(trainer.bits, inside.reduced);
+        }
         trainer.name = name;
         trainer.dirty = false;
         let lanes = inside.gathered.clone();
@@ -535,6 +546,7 @@ impl<R: Rules> World<R> {
         if matches!(inside.at, At::In(_)) {
             self.effect(Some(Node::Process(process)));
         }
+        self.holds(process);
         self.follow(
             process,
             Event::TrainerStopped {
@@ -543,6 +555,22 @@ impl<R: Rules> World<R> {
                 cause,
             },
         );
+        if R::applies_after_closing() && inside.at == At::In(Stage::Sentinel) {
+            self.applies_late(process, &inside);
+        }
+    }
+
+    /// What a trainer must not do: it has said that it left, and ends its step all the same (rule G3).
+    fn applies_late(&mut self, process: usize, inside: &Inside) {
+        let trainer = &mut self.processes[process].trainer;
+        let before = trainer.name;
+        trainer.bits = next_bits(trainer.bits, inside.reduced);
+        trainer.name = StateName {
+            step: before.step + 1,
+            applied_gen: inside.plan.generation,
+        };
+        let name = trainer.name;
+        self.applied(process, before, name, inside.plan_hash);
     }
 
     /// Its connections of this generation close; the others notice.

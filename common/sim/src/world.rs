@@ -15,7 +15,7 @@ use crate::queue::{Ms, Queue};
 use crate::trace::Trace;
 use argosy_common::events::{FromWorker, ToWorker};
 use argosy_common::hash::mix64;
-use argosy_common::ids::{Generation, StateName, WorkerId};
+use argosy_common::ids::{Generation, StateName, Term, WorkerId};
 use argosy_common::rng::{Draws, Purpose};
 use argosy_common::rules::Rules;
 use argosy_common::sampling::{Sampler, lane_digest};
@@ -219,7 +219,7 @@ impl<R: Rules> World<R> {
             queue: Queue::new(),
             draws: Draws::new(seed, Purpose::Jitter, 0x776f, 0),
             net: Net::new(seed, 1),
-            etcd: Etcd::new(ttl),
+            etcd: Etcd::new(ttl, !R::term_holds(Term(2), Term(1))),
             objects: Objects::default(),
             processes: Vec::new(),
             coordinators,

@@ -113,3 +113,26 @@ fn fleet_decides_the_same_in_lazy_and_in_exact() {
     }
     assert!(generations > 100, "only {generations} generations: nothing happened");
 }
+
+/// Worlds that once broke a rule: a deposed leader's generation trained past its successor (697, 965, 995, 1195), a reign
+/// that had heard of no step believed that none was made (16, 742), an id was given twice (438, 848).
+const ONCE_BROKEN: [u64; 8] = [697, 965, 995, 1195, 16, 742, 438, 848];
+
+#[test]
+fn worlds_that_once_broke_a_rule_hold() {
+    for seed in ONCE_BROKEN {
+        let config = Config::for_seed(seed);
+        let outcome = run::<Shipped>(seed, &config);
+        assert!(outcome.violation.is_none(), "{}", complain(seed, &config, &outcome));
+    }
+}
+
+#[test]
+fn generation_of_an_unreachable_leader_does_not_outlive_its_successor() {
+    let config = Config::for_seed(995);
+    let faults = ["abort-apply@2560:15092:2117", "lease-lost@3250:62088:1602"];
+    let faults: Vec<argosy_sim::Fault> = faults.iter().filter_map(|f| f.parse().ok()).collect();
+    assert_eq!(faults.len(), 2);
+    let outcome = argosy_sim::run_with::<Shipped>(995, &config, &faults);
+    assert_eq!(outcome.violation, None, "seed 995");
+}
