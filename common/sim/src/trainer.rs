@@ -50,8 +50,10 @@ impl<R: Rules> World<R> {
                     at_step,
                     parts,
                 });
-                if trainer.inside.as_ref().is_none_or(|i| i.at == At::Formed) {
-                    self.copy_if_due(process);
+                match &trainer.inside {
+                    None => self.drop_checkpoint(process),
+                    Some(inside) if inside.at == At::Formed => self.copy_if_due(process),
+                    Some(_) => {}
                 }
             }
             TrainerOrder::UploadSpare { attempt, parts } => self.upload_parts(process, attempt, parts),
@@ -82,7 +84,6 @@ impl<R: Rules> World<R> {
         let (base, generation) = (plan.base, plan.generation);
         let plan_hash = plan.hash();
         let trainer = &mut self.processes[process].trainer;
-        trainer.checkpoint = None;
         trainer.token += 1;
         let heals = !R::holds(trainer.name, base);
         let at = if heals {
@@ -533,9 +534,9 @@ impl<R: Rules> World<R> {
         self.tell_peers(process);
         let trainer = &mut self.processes[process].trainer;
         let Some(inside) = trainer.inside.take() else { return };
-        trainer.checkpoint = None;
         trainer.token += 1;
         let (generation, name) = (inside.plan.generation, trainer.name);
+        self.drop_checkpoint(process);
         self.trace
             .note(now, "left", &[process as u64, generation.0, name.step], || {
                 format!(
@@ -633,6 +634,14 @@ impl<R: Rules> World<R> {
         }
         trainer.copied = Some((attempt, name, bits));
         self.upload_parts(process, attempt, order.parts);
+    }
+
+    /// An order that will not be carried out is told of: its attempt would wait for the parts for ever.
+    fn drop_checkpoint(&mut self, process: usize) {
+        if let Some(order) = self.processes[process].trainer.checkpoint.take() {
+            let reason = format!("p{process} left the generation before its boundary");
+            self.part_failed(process, order.attempt, PartFailure::Late, reason);
+        }
     }
 
     fn part_failed(&mut self, process: usize, attempt: u64, failure: PartFailure, reason: String) {

@@ -25,6 +25,8 @@ impl<R: Rules> Conductor<R> {
             return;
         }
         self.lease.left(worker);
+        // Uploads that it had not ended are its buddies' now, however it went (rules K1, G13).
+        self.ledger_lost(worker, turn);
         if self.moves.left(worker) {
             // It went because it was told to: no error of anybody's. What is left of its process goes as well.
             let reason = "it drained".to_owned();
@@ -44,7 +46,6 @@ impl<R: Rules> Conductor<R> {
             worker,
             reason: reason.into(),
         });
-        self.ledger_lost(worker, turn);
         self.back_off(turn);
         // All of a full house may go at once, for one reason from outside; that alone is no error of theirs.
         let allowed = self

@@ -1,10 +1,9 @@
 //! Bugs planted on purpose: a simulator that does not find them proves nothing. Each is a broken rule; the worlds that find
 //! it are the worlds in which the shipped rules hold.
 
-use argosy_common::ids::{Generation, StateName, Term};
+use argosy_common::ids::{Generation, Term};
 use argosy_common::rules::{Fence, Rules, Shipped};
 use argosy_sim::{Config, run};
-use std::cmp::Ordering;
 
 /// A bug is found within so many seeds.
 const SEEDS: u64 = 1_000;
@@ -23,15 +22,8 @@ macro_rules! bug {
 }
 
 bug! { NoFencing, fn term_holds(_: Term, _: Term) -> bool { true } }
-bug! { LeaseNotCleared, fn lease_allows(_: Generation, _: Generation, until: u64, now: u64) -> bool { now < until } }
 bug! { LeaseForEver, fn lease_allows(_: Generation, _: Generation, _: u64, _: u64) -> bool { true } }
 bug! { AppliesTwice, fn applies() -> u32 { 2 } }
-bug! {
-    ComparesSteps,
-    fn compare(a: StateName, b: StateName) -> Ordering { a.step.cmp(&b.step) }
-    fn holds(name: StateName, base: StateName) -> bool { name.step == base.step }
-    fn counts(name: StateName, _: Generation) -> bool { name != StateName::INITIAL }
-}
 bug! { AppliesAfterClosing, fn applies_after_closing() -> bool { true } }
 bug! { DropsWatchEvents, fn passes_watch_event(_: u64, _: u64) -> bool { false } }
 bug! { ManifestBeforeParts, fn manifest_ready(stored: usize, total: u32) -> bool { stored as u64 + 1 >= u64::from(total) } }
@@ -62,10 +54,8 @@ macro_rules! found {
 
 found! {
     planted_store_without_fencing_is_found: NoFencing;
-    planted_lease_that_outlives_its_generation_is_found: LeaseNotCleared;
     planted_lease_that_never_ends_is_found: LeaseForEver;
     planted_second_apply_is_found: AppliesTwice;
-    planted_comparison_by_step_alone_is_found: ComparesSteps;
     planted_apply_after_the_report_is_found: AppliesAfterClosing;
     planted_loss_of_watch_events_is_found: DropsWatchEvents;
     planted_manifest_before_its_parts_is_found: ManifestBeforeParts;

@@ -255,8 +255,6 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             TrainerOrder::Form { plan } => {
                 let generation = plan.generation;
                 self.inside = None;
-                // An order that came after the old generation was left belongs to an attempt that was given up.
-                self.checkpoint = None;
                 match self.form(plan) {
                     Ok(inside) => {
                         self.inside = Some(inside);
@@ -302,6 +300,9 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
                     parts_total,
                     since,
                 });
+                if self.inside.is_none() {
+                    self.drop_checkpoint("the generation was left before the order came");
+                }
                 Ok(())
             }
             TrainerOrder::UploadSpare { attempt, parts } => {
@@ -359,7 +360,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
     /// Tells that the generation is left (rule G3): its connections are cut first, so nothing is applied in it any more.
     fn stopped(&mut self, generation: Generation, cause: Option<String>) {
         self.inside = None;
-        self.checkpoint = None;
+        self.drop_checkpoint("the generation was left before its boundary");
         self.server.close(generation);
         // A dirty state is never reported; an APPLY that did not end ended the process.
         if let Held::Clean(name) = self.held {

@@ -23,6 +23,13 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         }
     }
 
+    /// An order that will not be carried out is told of: its attempt would wait for the parts for ever.
+    pub(super) fn drop_checkpoint(&mut self, why: &str) {
+        if let Some(order) = self.checkpoint.take() {
+            self.part_failed(order.attempt, PartFailure::Late, why.into());
+        }
+    }
+
     fn begin_checkpoint(&mut self, order: CheckpointOrder, name: StateName) -> Result<(), String> {
         let total = parts_total(self.engine.state_len());
         if total != order.parts_total {
