@@ -1,7 +1,7 @@
 //! The chain of generations that leads to the final state (rule AU2).
 
 use crate::events::Record;
-use crate::ids::{Generation, StateName, Term};
+use crate::ids::{Generation, StateName, Term, WorkerId};
 use crate::invariants::term_fences;
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ pub struct Lineage {
     pub appliers: Vec<Generation>,
     /// Plan hash of every generation formed.
     pub plans: BTreeMap<Generation, u64>,
-    /// Generations that another one followed from a state of their own, with that state.
+    /// Generations that another one with a member of theirs followed from a state of their own, with that state.
     pub followed: Vec<(Generation, StateName)>,
     /// Generations formed.
     pub generations: u64,
@@ -31,6 +31,7 @@ impl Lineage {
         let mut lineage = Self::default();
         let mut current: Option<Generation> = None;
         let (mut term, mut resumed) = (Term(0), false);
+        let mut before: &[WorkerId] = &[];
         for record in records {
             match record {
                 Record::GenerationFormed {
@@ -38,6 +39,7 @@ impl Lineage {
                     base,
                     plan_hash,
                     term: reign,
+                    members,
                     ..
                 } => {
                     if term_fences(term, *reign).is_err() {
@@ -51,7 +53,11 @@ impl Lineage {
                             .broken
                             .push(format!("{generation} was formed after a later one"));
                     }
-                    if current == Some(base.applied_gen) && !std::mem::take(&mut resumed) {
+                    // Whoever stays holds the state it left with. If nobody does, the newest state within reach may be
+                    // an old one, brought back by a process that had left long before (rule G1).
+                    let stays = members.iter().any(|member| before.contains(member));
+                    before = members;
+                    if current == Some(base.applied_gen) && !std::mem::take(&mut resumed) && stays {
                         lineage.followed.push((base.applied_gen, *base));
                     }
                     lineage.cut_at(current, *base);
