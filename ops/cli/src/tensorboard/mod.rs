@@ -125,3 +125,6 @@ impl Writer {
         (self.unix_ms + at_ms) as f64 / 1e3
     }
 }
+
+#[cfg(test)]
+mod tests;
