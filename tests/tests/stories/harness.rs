@@ -56,9 +56,18 @@ fn argosy(args: &[&str]) -> Command {
     command
 }
 
+/// Variables of a program's environment.
+pub(crate) type Environment = [(&'static str, String)];
+
 /// Runs a command to its end: exit code, stdout, stderr.
 pub(crate) fn argosy_to_end(args: &[&str]) -> (Option<i32>, String, String) {
-    let output = argosy(args).output().expect("argosy starts");
+    argosy_to_end_in(&[], args)
+}
+
+/// The same with more in its environment.
+pub(crate) fn argosy_to_end_in(environment: &Environment, args: &[&str]) -> (Option<i32>, String, String) {
+    let more = environment.iter().map(|(name, value)| (name, value));
+    let output = argosy(args).envs(more).output().expect("argosy starts");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
@@ -101,6 +110,11 @@ impl Events {
 impl Run {
     /// Starts `argosy run JOB --run DIR --workers N MORE`.
     pub(crate) fn start(job: &Path, dir: &Path, workers: u32, more: &[&str]) -> Self {
+        Self::start_in(&[], job, dir, workers, more)
+    }
+
+    /// The same with more in its environment.
+    pub(crate) fn start_in(environment: &Environment, job: &Path, dir: &Path, workers: u32, more: &[&str]) -> Self {
         let output = dir.with_extension(format!("out{}", more.len()));
         let file = std::fs::File::create(&output).expect("a file for what it says");
         let path = dir.join("events.jsonl");
@@ -110,6 +124,7 @@ impl Run {
         let mut args = vec!["run", text(job), "--run", text(dir), "--workers", &workers];
         args.extend(more);
         let mut command = argosy(&args);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.stdout(file.try_clone().expect("a second handle")).stderr(file);
         Self {
             child: command.spawn().expect("argosy starts"),
@@ -255,7 +270,12 @@ pub(crate) fn spawned(event: &RunEvent) -> Option<(u32, u32)> {
 
 /// `argosy audit` of a run that must hold, as JSON.
 pub(crate) fn audit(dir: &Path) -> serde_json::Value {
-    let (code, out, err) = argosy_to_end(&["audit", text(dir), "-o", "json"]);
+    audit_in(&[], dir)
+}
+
+/// The same with more in its environment.
+pub(crate) fn audit_in(environment: &Environment, dir: &Path) -> serde_json::Value {
+    let (code, out, err) = argosy_to_end_in(environment, &["audit", text(dir), "-o", "json"]);
     assert_eq!(code, Some(0), "the audit does not hold\n{out}\n{err}");
     serde_json::from_str(&out).unwrap_or_else(|e| panic!("not JSON ({e}): {out}"))
 }

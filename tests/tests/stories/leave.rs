@@ -1,7 +1,7 @@
 //! Runs that are left and gone on with, by Ctrl-C and by kill -9, on other numbers of workers: at the end stands what the
 //! undisturbed run gives, bit for bit. Twin in the simulator: worlds whose coordinators fall.
 
-use crate::harness::{self, Run, audit, my_turn, text};
+use crate::harness::{self, Environment, Run, audit, my_turn, text};
 use crate::{Stage, stage, wait_for_step};
 use argosy_common::events::RunEvent;
 use argosy_common::exit::Exit;
@@ -11,17 +11,21 @@ use std::path::{Path, PathBuf};
 const EPOCHS: u32 = 12;
 /// 250 rows an epoch, 24 a step.
 const STEPS: u64 = 125;
-const EXACT: [&str; 2] = ["--set", "train.deterministic=true"];
+pub(crate) const EXACT: [&str; 2] = ["--set", "train.deterministic=true"];
 
 /// The weights of a run's last checkpoint, as `argosy export` writes them.
 fn weights(run: &Path) -> Vec<u8> {
+    weights_in(&[], run)
+}
+
+pub(crate) fn weights_in(environment: &Environment, run: &Path) -> Vec<u8> {
     let out = PathBuf::from(format!("{}-exported", text(run)));
-    let (code, _, said) = harness::argosy_to_end(&["export", text(run), "-o", text(&out)]);
+    let (code, _, said) = harness::argosy_to_end_in(environment, &["export", text(run), "-o", text(&out)]);
     assert_eq!(code, Some(0), "{said}");
     std::fs::read(out.join("open_clip_model.safetensors")).expect("weights")
 }
 
-fn undisturbed(stage: &Stage) -> Vec<u8> {
+pub(crate) fn undisturbed(stage: &Stage) -> Vec<u8> {
     let dir = stage.path("undisturbed");
     let mut run = Run::start(&stage.job, &dir, 1, &EXACT);
     assert_eq!(run.wait_for_end(), 0, "{}", run.dump());
