@@ -220,6 +220,7 @@ fn carry_out(command: Command) -> Result<Exit, Failure> {
                 Output::Json => print_json(&report)?,
                 Output::Table => print_data(&report.table())?,
             }
+            hint("next: --predictions FILE writes every answer; argosy report RUN shows the pictures");
             Ok(Exit::Ok)
         }
         Command::ContactSheet { args } => {
@@ -279,6 +280,7 @@ fn run_parity(dir: &Path, workers: usize, lanes: Option<usize>, output: Output) 
             ))?;
         }
     }
+    hint("next: -o json has every tensor's ratio; bounds are in tests/bounds.toml");
     Ok(if report.holds { Exit::Ok } else { Exit::JobFailed })
 }
 

@@ -42,7 +42,13 @@ pub(crate) fn run(args: &AuditArgs) -> Outcome<Exit> {
         Format::Json => out::json(&report)?,
         Format::Table => out::data(&table(&report))?,
     }
-    Ok(verdict(&report))
+    let exit = verdict(&report);
+    let run = args.run.display();
+    out::hint(&match exit {
+        Exit::Ok => format!("next: argosy report {run}"),
+        _ => format!("next: argosy checkpoints {run} says what is left to go on from"),
+    });
+    Ok(exit)
 }
 
 /// The durable records; those of another configuration are refused.

@@ -34,6 +34,11 @@ pub(crate) fn check(args: &DataCheckArgs) -> Outcome<Exit> {
     bar.finish_and_clear();
     let report = checked?;
     show(&report, args.output.output)?;
+    out::hint(&if report.reasons.is_empty() {
+        format!("next: argosy init {}", args.shards.join("::"))
+    } else {
+        "next: mend or remove what is listed; a run would mask those rows and count them".to_owned()
+    });
     // Data that a run would mask is the run's to count; whoever asks here wants to know it by the exit code.
     Ok(if report.reasons.is_empty() {
         Exit::Ok

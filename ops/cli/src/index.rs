@@ -16,6 +16,7 @@ const LISTED_MAX: usize = 40;
 pub(crate) fn run(args: &IndexArgs) -> Outcome<Exit> {
     if let Some(path) = &args.show {
         show(&Index::open(path)?, path, args.output.output)?;
+        out::hint(&format!("next: name {} in a job with data.index", path.display()));
         return Ok(Exit::Ok);
     }
     let sources = [Source {
@@ -63,7 +64,7 @@ pub(crate) fn run(args: &IndexArgs) -> Outcome<Exit> {
         out::say(&format!("{} {line}", out::style("note:", out::YELLOW)));
     }
     out::say(&format!(
-        "wrote {}: name it in a job with data.index, or let `argosy run` make its own",
+        "next: name {} in a job with data.index, or let `argosy run` make its own",
         args.out.display()
     ));
     Ok(Exit::Ok)

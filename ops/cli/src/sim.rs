@@ -48,6 +48,7 @@ fn size(args: &SimArgs, workers: u32) -> Outcome<Exit> {
         Format::Json => out::json(&sizing)?,
         Format::Table => out::data(&table(&sizing))?,
     }
+    out::hint("next: --faults FILE lets machines come and go as yours do");
     Ok(Exit::Ok)
 }
 

@@ -38,6 +38,7 @@ pub(crate) fn run(args: &UnpackArgs) -> Outcome<Exit> {
         let data = &plain[member.data.start as usize..member.data.end as usize];
         std::fs::write(&path, data).map_err(|e| Failure::io("write", &path, &e))?;
     }
+    crate::out::hint(&format!("next: argosy index SHARDS of {}", args.dir.display()));
     Ok(Exit::Ok)
 }
 
