@@ -12,9 +12,16 @@ use crate::paths::Paths;
 /// The user's own libtorch, if the environment names one.
 pub(crate) fn given(paths: &Paths) -> Option<PathBuf> {
     // `cargo run` fills LIBTORCH from .cargo/config.toml: that value is ours, not a wish.
+    let ours = paths.linked("libtorch");
     std::env::var_os("LIBTORCH")
         .map(PathBuf::from)
-        .filter(|dir| *dir != paths.linked("libtorch"))
+        .filter(|dir| !is_same_entry(dir, &ours))
+}
+
+/// Do both name one entry of one folder? Our link, reached on another way, must not be made to point to itself.
+fn is_same_entry(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| Some((fs::canonicalize(path.parent()?).ok()?, path.file_name()?.to_owned()));
+    one == other || place(one).is_some_and(|at| place(other) == Some(at))
 }
 
 /// Checks that `dir` is a libtorch of the version that our bindings are made for.
@@ -104,6 +111,18 @@ pub(crate) fn add_empty_libtorch(lib: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn link_reached_on_another_way_is_the_same_entry_and_its_goal_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("real/toolchain")).unwrap();
+        fs::create_dir(at("goal")).unwrap();
+        std::os::unix::fs::symlink(at("goal"), at("real/toolchain/libtorch")).unwrap();
+        std::os::unix::fs::symlink(at("real/toolchain"), at("other")).unwrap();
+        assert!(is_same_entry(&at("other/libtorch"), &at("real/toolchain/libtorch")));
+        assert!(!is_same_entry(&at("goal"), &at("real/toolchain/libtorch")));
+    }
 
     fn fake(version: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
