@@ -117,8 +117,9 @@ pub(crate) struct RunArgs {
     /// Folder of the run [default: runs/NAME]
     #[arg(long, value_name = "DIR")]
     pub(crate) run: Option<PathBuf>,
-    /// Go on with the run in that folder, at the exact position, with any number of workers. `workers`, `checkpoint` (but
-    /// its url), `failure`, `train.threads`, `train.micro_batch` and `data.index` may differ from what it began with
+    /// Go on with the run in that folder, at the exact position, with any number of workers. `name`, `workers`,
+    /// `checkpoint` (but its url), `evaluation`, `failure`, `data.index`, `train.state_hash_steps` and, outside
+    /// deterministic mode, `train.threads` and `train.micro_batch` may differ from what it began with
     #[arg(long)]
     pub(crate) resume: bool,
     /// Start from the weights in this folder (open_clip_config.json and open_clip_model.safetensors), as `argosy export`
