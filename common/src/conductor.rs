@@ -272,7 +272,9 @@ impl<R: Rules> Conductor<R> {
         let mut deadlines = vec![self.seats.next_deadline(), backing_off, watching];
         let lease = self.lease.over_at().filter(|_| !self.unproven.is_empty());
         deadlines.push(lease.map(|at| (at, "the last lease has run out")));
-        deadlines.push(self.moves.next_deadline(&self.settings));
+        // Those that have passed were looked at in the last step; what keeps them waiting ends with an event of its own.
+        let moves = self.moves.next_deadline(&self.settings);
+        deadlines.push(moves.filter(|(at, _)| *at > self.last_step));
         deadlines.push(self.trouble.next_deadline(&self.settings));
         match &self.phase {
             Phase::Closing { deadline, .. } => deadlines.push(Some((*deadline, "members answer the closing"))),

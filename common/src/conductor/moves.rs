@@ -19,6 +19,8 @@ const PRIMING_MS: u64 = 30_000;
 const REBALANCE_STEPS: u64 = 32;
 /// Speed of a worker like most; others are rounded to eighths of it, and a quarter more or less is noise.
 const SPEED_USUAL: u32 = 8;
+/// A reason names so many workers at most.
+const NAMED_MAX: usize = 8;
 /// Phases whose time is a worker's own; in the others it waits for its peers.
 const OWN_PHASES: [&str; 4] = ["load", "encode", "loss", "backward"];
 
@@ -28,9 +30,8 @@ pub(super) struct Move {
     pub(super) reason: String,
     members: Vec<WorkerId>,
     owners: Vec<WorkerId>,
-    /// New owner and lane.
-    awaited: BTreeSet<(WorkerId, u32)>,
-    primed: BTreeSet<(WorkerId, u32)>,
+    /// New owners and lanes that are not primed yet: looked at with every event, so only what is missing is kept.
+    missing: BTreeSet<(WorkerId, u32)>,
     from_step: u64,
     deadline: Tick,
 }
@@ -69,12 +70,16 @@ impl Moves {
 
     pub(super) fn primed(&mut self, worker: WorkerId, lanes: &[u32]) {
         if let Some(under_way) = &mut self.under_way {
-            under_way.primed.extend(lanes.iter().map(|lane| (worker, *lane)));
+            for lane in lanes {
+                under_way.missing.remove(&(worker, *lane));
+            }
         }
     }
 
     /// Forgets `worker`; true if it went because it was told to.
     pub(super) fn left(&mut self, worker: WorkerId) -> bool {
+        // Who is lost takes no lane over any more; members of a move stand in the order of their ids.
+        self.under_way.take_if(|m| m.members.binary_search(&worker).is_ok());
         self.draining.remove(&worker);
         self.lane_ms.remove(&worker);
         self.released.remove(&worker)
@@ -114,6 +119,16 @@ impl Moves {
         };
         members.iter().map(|w| (*w, speed(w))).collect()
     }
+}
+
+/// Names for people, who need not read ten thousand of them.
+fn names(workers: &[WorkerId]) -> String {
+    let (named, others) = workers.split_at(workers.len().min(NAMED_MAX));
+    let mut text = named.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if !others.is_empty() {
+        text += &format!(" and {} more", others.len());
+    }
+    text
 }
 
 impl<R: Rules> Conductor<R> {
@@ -181,16 +196,20 @@ impl<R: Rules> Conductor<R> {
 
     /// What a generation that trains has to do about joins, drains and slow members.
     pub(super) fn consider_moves(&mut self, turn: &mut Turn) {
-        let idle = self.seats.newcomers().is_empty() && self.moves.draining.is_empty() && !self.moves.rebalance_due;
+        let Phase::Running { plan } = &self.phase else { return };
+        // Asked with every event of a fleet, so nothing here looks at all members unless there is something to do.
+        let leaving = self.moves.draining.keys().any(|w| !self.moves.released.contains(w));
+        let room = plan.members.len() < self.settings.workers_max as usize;
+        let joining = room && self.seats.newcomers().iter().any(|w| self.may_train(*w));
+        let idle = !joining && !leaving && !self.moves.rebalance_due;
         let at_end = self.steps_done + CLOSE_STEPS_AHEAD >= self.settings.total_steps;
         // Nothing moves any more in the last steps or after a stop.
         if (idle && self.moves.under_way.is_none()) || at_end || self.stopping {
             return;
         }
-        let Phase::Running { plan } = &self.phase else { return };
         let boundary = self.steps_done + CLOSE_STEPS_AHEAD;
-        let overdue = |w: WorkerId| self.moves.draining.get(&w).is_some_and(|at| *at <= turn.now);
-        if let Some(late) = plan.members.iter().map(|m| m.worker).find(|w| overdue(*w)) {
+        let overdue = |(w, at): &(&WorkerId, &Tick)| **at <= turn.now && plan.rank_of(**w).is_some();
+        if let Some((late, _)) = self.moves.draining.iter().find(overdue) {
             let reason = format!("{late} has to go now");
             self.moves.under_way = None;
             self.leave_generation(None, &reason, Some(boundary), turn);
@@ -206,40 +225,41 @@ impl<R: Rules> Conductor<R> {
             return;
         }
         let plan = plan.clone();
+        if joining && !leaving && self.waits_for_joiners(turn.now) {
+            return;
+        }
         if let Some((reason, members)) = self.wanted_members(&plan, turn.now) {
             self.prepare_move(reason, members, boundary, turn);
         }
+    }
+
+    /// Whether joiners wait for others who are on their way.
+    fn waits_for_joiners(&mut self, now: Tick) -> bool {
+        let since = *self.moves.joining_since.get_or_insert(now);
+        self.seats.any_warming() && now < since + self.settings.policy.join_window_ms
     }
 
     /// Who should train next and why, if that is another set or another share.
     fn wanted_members(&mut self, plan: &Plan, now: Tick) -> Option<(String, Vec<WorkerId>)> {
         let members: Vec<WorkerId> = plan.members.iter().map(|m| m.worker).collect();
         let mut next: Vec<WorkerId> = members.iter().copied().filter(|w| self.may_train(*w)).collect();
-        let going: Vec<String> = members
-            .iter()
-            .filter(|w| !next.contains(w))
-            .map(ToString::to_string)
-            .collect();
+        let going: Vec<WorkerId> = members.iter().copied().filter(|w| !self.may_train(*w)).collect();
         if next.is_empty() {
             let saved = !self.saves_before_drain();
-            return saved.then(|| (format!("all members drain: {}", going.join(", ")), next));
+            return saved.then(|| (format!("all members drain: {}", names(&going)), next));
         }
         let room = (self.settings.workers_max as usize).saturating_sub(next.len());
         let newcomers = self.seats.newcomers().iter().copied().filter(|w| self.may_train(*w));
         let joining: Vec<WorkerId> = newcomers.take(room).collect();
-        if !joining.is_empty() && going.is_empty() {
-            let since = *self.moves.joining_since.get_or_insert(now);
-            if self.seats.any_warming() && now < since + self.settings.policy.join_window_ms {
-                return None;
-            }
+        if !joining.is_empty() && going.is_empty() && self.waits_for_joiners(now) {
+            return None;
         }
         next.extend(&joining);
         next.sort_unstable();
-        let names = |all: &[WorkerId]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         match (joining.is_empty(), going.is_empty()) {
             (false, true) => Some((format!("{} joins", names(&joining)), next)),
-            (true, false) => Some((format!("{} drains", going.join(", ")), next)),
-            (false, false) => Some((format!("{} joins, {} drains", names(&joining), going.join(", ")), next)),
+            (true, false) => Some((format!("{} drains", names(&going)), next)),
+            (false, false) => Some((format!("{} joins, {} drains", names(&joining), names(&going)), next)),
             (true, true) => self.slow_member(next),
         }
     }
@@ -282,10 +302,10 @@ impl<R: Rules> Conductor<R> {
         let each = by_owner
             .iter()
             .flat_map(|(w, lanes)| lanes.iter().map(move |lane| (*w, *lane)));
-        let awaited: BTreeSet<(WorkerId, u32)> = each.collect();
+        let missing: BTreeSet<(WorkerId, u32)> = each.collect();
         turn.announce(RunEvent::LanesMoving {
             reason: reason.clone(),
-            lanes: awaited.len() as u32,
+            lanes: missing.len() as u32,
             from_step,
         });
         let generation = self.generation;
@@ -301,8 +321,7 @@ impl<R: Rules> Conductor<R> {
             reason,
             members,
             owners,
-            awaited,
-            primed: BTreeSet::new(),
+            missing,
             from_step,
             deadline: turn.now + self.settings.failure_budget_ms + PRIMING_MS,
         });
@@ -312,19 +331,14 @@ impl<R: Rules> Conductor<R> {
     /// Phase two, once all lanes are primed; a move whose owners do not answer is put off.
     fn finish_move(&mut self, boundary: u64, turn: &mut Turn) {
         let Some(under_way) = &self.moves.under_way else { return };
-        if !under_way
-            .members
-            .iter()
-            .all(|w| self.seats.contains(*w) && self.may_train(*w))
-        {
-            self.moves.under_way = None;
-            return;
-        }
-        if under_way
-            .awaited
-            .iter()
-            .all(|key| R::lane_may_move(under_way.primed.contains(key)))
-        {
+        debug_assert!(
+            under_way
+                .missing
+                .iter()
+                .all(|(w, _)| self.seats.contains(*w) && self.may_train(*w)),
+            "who is lost or drains ends the move it is part of"
+        );
+        if R::lane_may_move(under_way.missing.is_empty()) {
             let (reason, after) = (under_way.reason.clone(), boundary.max(under_way.from_step));
             self.leave_generation(None, &reason, Some(after), turn);
         } else if under_way.deadline <= turn.now {
@@ -349,7 +363,7 @@ impl<R: Rules> Conductor<R> {
         for (lane, (from, to)) in self.lanes.iter().zip(&moved.owners).enumerate() {
             let lane = lane as u32;
             if from != to && self.seats.contains(*from) {
-                let primed = moved.primed.contains(&(*to, lane));
+                let primed = !moved.missing.contains(&(*to, lane));
                 debug_assert_holds::<R>(|| lane_handed_over(lane, *from, *to, primed));
             }
         }

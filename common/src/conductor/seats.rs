@@ -36,6 +36,8 @@ pub(super) struct Seats {
     earliest: Tick,
     /// Ready workers that are in no plan.
     newcomers: BTreeSet<WorkerId>,
+    /// Those who are not ready yet.
+    warming: BTreeSet<WorkerId>,
 }
 
 impl Seats {
@@ -46,6 +48,7 @@ impl Seats {
             budget_ms,
             earliest: Tick::MAX,
             newcomers: BTreeSet::new(),
+            warming: BTreeSet::new(),
         }
     }
 
@@ -77,6 +80,8 @@ impl Seats {
         };
         self.earliest = self.earliest.min(Self::deadline(&seat, self.budget_ms).0);
         self.seats.insert(worker, seat);
+        self.newcomers.remove(&worker);
+        self.warming.insert(worker);
     }
 
     /// Notes that `worker` spoke; false if it has no seat.
@@ -99,6 +104,7 @@ impl Seats {
             seat.stage = Stage::Ready { addr, name };
             self.earliest = self.earliest.min(Self::deadline(seat, self.budget_ms).0);
             self.newcomers.insert(worker);
+            self.warming.remove(&worker);
         }
     }
 
@@ -115,6 +121,7 @@ impl Seats {
     /// Gives the seat up; true if there was one.
     pub(super) fn remove(&mut self, worker: WorkerId) -> bool {
         self.newcomers.remove(&worker);
+        self.warming.remove(&worker);
         self.seats.remove(&worker).is_some()
     }
 
@@ -180,7 +187,7 @@ impl Seats {
 
     /// Whether somebody is on the way who could join.
     pub(super) fn any_warming(&self) -> bool {
-        self.seats.values().any(|s| !matches!(s.stage, Stage::Ready { .. }))
+        !self.warming.is_empty()
     }
 
     /// Members not heard of since `since`.

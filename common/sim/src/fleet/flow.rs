@@ -13,7 +13,7 @@ const WIRE_MS: u64 = 1;
 /// A record is durable after so long.
 const STORE_MS: u64 = 5;
 /// Of the heartbeats of those who live on, one in so many is sent in `lazy`: enough to be heard within the budget.
-const BEATS: u64 = 3;
+const BEATS: u64 = 4;
 
 impl Run<'_> {
     /// Steps the conductor and does what it says.
@@ -26,10 +26,8 @@ impl Run<'_> {
         for command in commands {
             self.execute(command, now);
         }
-        if let Some((at, _)) = self.brain.next_deadline()
-            && self.armed.is_none_or(|armed| armed > at)
-        {
-            let at = at.max(now + 1);
+        let due = self.brain.next_deadline().map(|(at, _)| at.max(now + 1));
+        if let Some(at) = due.filter(|at| self.armed.is_none_or(|armed| armed > *at)) {
             self.armed = Some(at);
             self.queue.at(at, Ev::Tick { at });
         }
@@ -72,6 +70,7 @@ impl Run<'_> {
             Command::Send { to, message } => {
                 self.book.sent(&message);
                 let worker = to.0 as usize - 1;
+                let message = Box::new(message);
                 self.queue.after(WIRE_MS, Ev::Down { worker, message });
             }
             Command::Dismiss { worker, .. } => {
@@ -158,7 +157,10 @@ impl Run<'_> {
             return;
         }
         if number.is_multiple_of(BEATS) {
-            self.follow(worker, follower::Event::HeartbeatDue);
+            // What its follower would say, and no more.
+            let (worker, message) = (self.id(worker), FromWorker::Heartbeat);
+            self.book.heard(&message);
+            self.tell(Event::Said { worker, message });
         }
         let next = BEATS - number % BEATS;
         // Who falls silent later is watched in time: beats until then may be left out.
@@ -180,6 +182,7 @@ impl Run<'_> {
             match command {
                 follower::Command::Tell(message) => {
                     self.book.heard(&message);
+                    let message = Box::new(message);
                     self.queue.after(WIRE_MS, Ev::Up { worker, message });
                 }
                 follower::Command::Order(order) => self.order(worker, order),

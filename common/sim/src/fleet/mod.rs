@@ -93,14 +93,14 @@ impl Fleet {
     }
 }
 
-/// What happens.
+/// What happens. Millions of these wait in a heap that moves them about, so what is large is boxed.
 #[derive(Debug)]
 enum Ev {
     Join { place: u32 },
     Warm { worker: usize },
     Beat { worker: usize, number: u64 },
-    Down { worker: usize, message: ToWorker },
-    Up { worker: usize, message: FromWorker },
+    Down { worker: usize, message: Box<ToWorker> },
+    Up { worker: usize, message: Box<FromWorker> },
     Lost { worker: usize },
     PeersGone { generation: Generation },
     FollowerTick { worker: usize },
@@ -275,10 +275,13 @@ impl<'a> Run<'a> {
             Ev::Join { place } => self.join(place),
             Ev::Warm { worker } => self.warm(worker),
             Ev::Beat { worker, number } => self.beat(worker, number),
-            Ev::Down { worker, message } => self.follow(worker, argosy_common::follower::Event::Heard(message)),
+            Ev::Down { worker, message } => self.follow(worker, argosy_common::follower::Event::Heard(*message)),
             Ev::Up { worker, message } => {
                 let id = self.id(worker);
-                self.tell(Event::Said { worker: id, message });
+                self.tell(Event::Said {
+                    worker: id,
+                    message: *message,
+                });
             }
             Ev::Lost { worker } => {
                 let id = self.id(worker);
