@@ -367,7 +367,7 @@ impl<R: Rules> Conductor<R> {
         }
     }
 
-    fn step_done(&mut self, worker: WorkerId, mut report: StepReport, turn: &mut Turn) {
+    fn step_done(&mut self, worker: WorkerId, report: StepReport, turn: &mut Turn) {
         // A planned close lets the last steps before its boundary be made and counted.
         let (Phase::Running { plan } | Phase::Closing { plan, .. }) = &self.phase else {
             return;
@@ -383,7 +383,7 @@ impl<R: Rules> Conductor<R> {
         self.step_ms = report.step_ms().max(self.step_ms * 0.9);
         self.trouble_passed(&report, turn);
         let first = report.name.step > self.steps_done;
-        let (name, hashes) = (report.name, std::mem::take(&mut report.state_hashes));
+        let (name, hashes) = (report.name, report.state_hashes.clone());
         self.steps_done = self.steps_done.max(report.name.step);
         if first {
             self.any_update |= report.loss.is_some();

@@ -243,6 +243,7 @@ pub struct StepReport {
     /// Milliseconds by phase: load, encode, gather, loss, reduce, apply.
     pub phase_ms: BTreeMap<String, f32>,
     /// Hashes of the state's chunks after it, in order; empty on steps that do not compare (rule N3).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub state_hashes: Vec<u64>,
 }
 

@@ -1,6 +1,7 @@
 //! End to end with the real programs: whatever happens to workers, every position is trained once and the loss is the same.
 #![allow(clippy::expect_used, reason = "a helper of tests fails the test that called it")]
 
+mod bits;
 mod buckets;
 mod harness;
 mod leave;

@@ -16,6 +16,7 @@ mod loader_demo;
 mod loader_photos;
 mod page;
 mod quiet;
+mod ring;
 mod session;
 
 use crate::paths::Paths;
@@ -38,6 +39,7 @@ const BENCHES: &[&Bench] = &[
     &loader_photos::SMALL,
     &loader_photos::LARGE,
     &loader_photos::CORES,
+    &ring::BENCH,
 ];
 
 /// What was asked for on the command line.
