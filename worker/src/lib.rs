@@ -14,5 +14,6 @@ pub mod model;
 pub mod optim;
 pub mod parity;
 pub mod peer;
+pub mod profile;
 pub mod steplog_writer;
 pub mod trainer;

@@ -13,6 +13,7 @@ use argosy_worker::agent::{self, JoinOptions};
 use argosy_worker::eval::{self, EvalArgs, SheetArgs};
 use argosy_worker::hub::embed::{self, EmbedArgs};
 use argosy_worker::hub::export::{self, ExportArgs};
+use argosy_worker::profile::{self, ProfileArgs};
 use argosy_worker::{crash, model, parity};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::io::{IsTerminal, Write};
@@ -96,6 +97,13 @@ enum Command {
         /// Format of stdout
         #[arg(long, value_enum, default_value_t)]
         format: Output,
+    },
+    /// Take some steps of a job apart
+    Profile {
+        #[command(flatten)]
+        args: ProfileArgs,
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
     },
     /// Zero-shot classification of shards with a checkpoint
     EvalZeroShot {
@@ -212,6 +220,14 @@ fn carry_out(command: Command) -> Result<Exit, Failure> {
                 eprintln!("left out: {count} ({reason})");
             }
             hint("next: read them with safetensors or numpy; rows follow the order of the input");
+            Ok(Exit::Ok)
+        }
+        Command::Profile { args, output } => {
+            let profile = profile::run(&args, &|line| eprintln!("{line}"))?;
+            match output {
+                Output::Json => print_json(&profile)?,
+                Output::Table => print_data(&profile.table())?,
+            }
             Ok(Exit::Ok)
         }
         Command::EvalZeroShot { args, output } => {

@@ -7,6 +7,8 @@ fn main() {
     println!("cargo:rerun-if-changed=cpp/shim.cpp");
     println!("cargo:rerun-if-changed=cpp/pool.cpp");
     println!("cargo:rerun-if-changed=cpp/shim.h");
+    println!("cargo:rerun-if-changed=cpp/record.cpp");
+    println!("cargo:rerun-if-changed=cpp/record.h");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     // torch-sys tells its direct dependents where it found the libraries; the headers lie beside them.
     let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
@@ -26,11 +28,14 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .opt_level(1)
+        // libtorch is built with it, and some of its classes (RecordFunction) have other members without it.
+        .define("NDEBUG", None)
         .warnings(false) // libtorch's headers warn; ours is 300 lines
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .file("cpp/shim.cpp")
         .file("cpp/pool.cpp")
+        .file("cpp/record.cpp")
         .compile("argosy_torch_shim");
     println!("cargo:rustc-link-search=native={}", lib.display());
     // For this crate's own tests; `worker` does the same for its binaries.

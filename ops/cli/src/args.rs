@@ -51,6 +51,8 @@ pub(crate) enum Command {
     },
     /// Compare numbers with OpenCLIP's, from a folder made by tests/peers/dump.py
     Parity(ParityArgs),
+    /// Take some steps of a job apart: where the time goes, and what limits it
+    Profile(ProfileArgs),
     /// Check that a run trained every position exactly once
     Audit(AuditArgs),
     /// Simulate: what a fleet would do, or worlds in which faults try to break the brains
@@ -223,6 +225,23 @@ pub(crate) struct ParityArgs {
     /// Lanes [default: golden.json's, else one row a lane]
     #[arg(long, value_name = "Q")]
     pub(crate) lanes: Option<u32>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProfileArgs {
+    /// The job file (TOML)
+    pub(crate) job: PathBuf,
+    /// Steps that are measured, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(crate) steps: u64,
+    /// Where the trace goes, for ui.perfetto.dev
+    #[arg(long, value_name = "FILE", default_value = "profile.trace.json")]
+    pub(crate) trace: PathBuf,
+    /// Set a key of the job, as in `--set train.threads=2`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) sets: Vec<String>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

@@ -16,6 +16,7 @@ mod index;
 mod init;
 mod job;
 mod out;
+mod profile;
 mod report;
 mod run;
 mod sim;
@@ -62,6 +63,7 @@ fn dispatch(command: Command) -> Outcome<Exit> {
         Command::Export { args } => worker::pass_on("export", &args),
         Command::Embed { args } => worker::pass_on("embed", &args),
         Command::Parity(args) => worker::parity(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Sim(args) => sim::run(&args),
         Command::Report(args) => report::run(&args),

@@ -1,6 +1,6 @@
-//! Deterministic mode with the real programs.
+//! Deterministic mode and profiles with the real programs.
 
-use crate::harness::{Run, kill_worker, my_turn};
+use crate::harness::{Run, argosy_to_end, kill_worker, my_turn, text};
 use crate::{Stage, assert_all_trained, members, stage, wait_for_members, wait_for_step};
 use argosy_common::events::RunEvent;
 
@@ -52,4 +52,56 @@ fn story_deterministic_run_of_any_size_with_and_without_kills_ends_with_the_same
             "{workers} workers, two killed"
         );
     }
+}
+
+#[test]
+fn story_profile_of_a_job_adds_up_names_a_limit_and_writes_a_trace() {
+    let _turn = my_turn();
+    let stage = stage(1, "");
+    let trace = stage.path("trace.json");
+    let args = [
+        "profile",
+        text(&stage.job),
+        "--steps",
+        "3",
+        "--trace",
+        text(&trace),
+        "-o",
+        "json",
+    ];
+    let (code, out, err) = argosy_to_end(&args);
+    assert_eq!(code, Some(0), "{out}\n{err}");
+    let profile: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let sum = |list: &str| -> f64 {
+        let rows = profile[list].as_array().expect("a list");
+        rows.iter().map(|row| row["ms"].as_f64().expect("ms")).sum()
+    };
+    let step = profile["step_ms"].as_f64().expect("ms");
+    assert!(step > 0.0 && (sum("phases") - step).abs() < 0.02 * step, "{profile:#}");
+    assert!((sum("classes") - step).abs() < 0.05 * step, "{profile:#}");
+    let matmul = &profile["classes"][0];
+    assert_eq!(matmul["class"], "matmul");
+    let (gflop, of_peak) = (matmul["gflop"].as_f64(), matmul["of_gemm_peak"].as_f64());
+    assert!(
+        gflop.is_some_and(|g| g > 0.0) && of_peak.is_some_and(|p| p > 0.0 && p < 1.5),
+        "{matmul}"
+    );
+    assert!(
+        profile["verdict"]
+            .as_str()
+            .is_some_and(|v| v.starts_with("limited by ")),
+        "{profile:#}"
+    );
+    let trace: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&trace).expect("the trace")).expect("a trace in JSON");
+    let events = trace["traceEvents"].as_array().expect("events");
+    for name in ["step 3", "backward", "aten::mm"] {
+        assert!(
+            events
+                .iter()
+                .any(|e| e["name"] == name && e["dur"].as_f64() > Some(0.0)),
+            "no {name}"
+        );
+    }
+    assert!(!stage.path("runs").exists(), "a profile is no run");
 }

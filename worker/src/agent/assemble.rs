@@ -22,7 +22,7 @@ use std::sync::Arc;
 const PREFETCH_STEPS: usize = 3;
 
 /// Opens index and loader, makes the model.
-pub(super) fn trainer(
+pub(crate) fn trainer(
     welcome: &Welcome,
     worker: WorkerId,
     aborts: Aborts,

@@ -1,7 +1,7 @@
 //! What stands between the coordinator's stream and the trainer's thread: an actor that steps the follower and does what it
 //! says. No policy here.
 
-mod assemble;
+pub(crate) mod assemble;
 mod shell;
 
 use crate::crash;

@@ -229,8 +229,9 @@ impl TextTower {
     }
 }
 
-/// What one more length group costs, in token positions of a tower `width` wide. Measured (forward and backward of a layer, two
-/// cores): a group's calls take about 0.1 ms, a token takes 0.19 ms at width 512 and 0.03 ms at width 192.
+/// What one more length group costs, in token positions of a tower `width` wide. Estimated for two cores, never measured on
+/// the machine it runs on, which must have no say in the bits: a group's calls take about 0.1 ms, a token takes 0.19 ms at
+/// width 512 and 0.03 ms at width 192.
 fn group_cost(width: i64) -> usize {
     (140_000 / (width * width).max(1)).clamp(1, 64) as usize
 }

@@ -377,6 +377,7 @@ impl Engine for TorchEngine {
             }
             StepLoss::Sigmoid(done) => (done.grads, done.d_bias, loss::sigmoid_value(all.r)),
         };
+        argosy_torch_ext::record::mark(crate::profile::TOWERS_BACKWARD);
         self.towers_backward(step, &grads.d_f, &grads.d_g, ready)?;
         let flat = self.params.grads.as_mut_slice();
         flat[self.scale_at] = grads.d_log_scale as f32;

@@ -3,6 +3,7 @@
 
 mod ffi;
 mod flat;
+pub mod record;
 
 pub use flat::{FlatBuffer, FlatReader, bytes_of, bytes_of_mut};
 

@@ -266,7 +266,7 @@ fn same_run(before: &RunFile, now: &RunFile, dir: &Path) -> Outcome<()> {
 
 /// Threads of one worker: the job's, the environment's, else the cores shared out. In deterministic mode neither the
 /// machine nor the number of workers has a say (rule N4).
-fn calc_threads(job: &Job) -> u32 {
+pub(crate) fn calc_threads(job: &Job) -> u32 {
     if job.train.deterministic {
         return job.train.threads.unwrap_or(1);
     }

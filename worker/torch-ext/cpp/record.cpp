@@ -1,0 +1,146 @@
+// What libtorch computed when, for `argosy profile`: one span an operator, with the work its shapes imply.
+#include "record.h"
+
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/record_function.h>
+
+namespace {
+
+constexpr size_t kSpansMax = size_t(4) << 20;
+std::mutex mutex;
+std::vector<argosy_ext_span> spans;
+at::CallbackHandle handle = 0;
+
+struct Started : at::ObserverContext {
+  int64_t at = 0;
+  double flops = 0, bytes = 0;
+};
+
+int64_t now() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double numel(const at::Tensor &t) { return static_cast<double>(t.numel()); }
+
+// Multiplications and additions of the products among the operators; everything else counts as memory traffic.
+double flops_of(const char *name, c10::ArrayRef<const c10::IValue> in) {
+  auto tensor = [&](size_t i) { return i < in.size() && in[i].isTensor() ? in[i].toTensor() : at::Tensor(); };
+  auto product = [&](size_t i) {
+    const at::Tensor a = tensor(i), b = tensor(i + 1);
+    if (!a.defined() || !b.defined() || a.dim() < 2 || b.dim() < 2) return 0.0;
+    return 2.0 * numel(a) * static_cast<double>(b.size(-1));
+  };
+  if (!std::strcmp(name, "aten::mm") || !std::strcmp(name, "aten::bmm")) return product(0);
+  if (!std::strcmp(name, "aten::addmm") || !std::strcmp(name, "aten::addmm_") || !std::strcmp(name, "aten::baddbmm"))
+    return product(1);
+  // A linear layer with what follows it; its weight is [out, in]. One form has the other summand before the weight.
+  if (!std::strcmp(name, "mkldnn::_linear_pointwise")) {
+    const at::Tensor x = tensor(0), third = tensor(2);
+    const at::Tensor w = third.defined() && third.dim() == 2 ? third : tensor(1);
+    return x.defined() && w.defined() && w.dim() == 2 ? 2.0 * numel(x) * static_cast<double>(w.size(0)) : 0.0;
+  }
+  // Two products of queries and keys forward, five backward; a causal mask is not taken off.
+  if (!std::strcmp(name, "aten::_scaled_dot_product_flash_attention_for_cpu")) {
+    const at::Tensor q = tensor(0), k = tensor(1);
+    return q.defined() && k.defined() && k.dim() > 2 ? 4.0 * numel(q) * static_cast<double>(k.size(-2)) : 0.0;
+  }
+  if (!std::strcmp(name, "aten::_scaled_dot_product_flash_attention_for_cpu_backward")) {
+    const at::Tensor q = tensor(1), k = tensor(2);
+    return q.defined() && k.defined() && k.dim() > 2 ? 10.0 * numel(q) * static_cast<double>(k.size(-2)) : 0.0;
+  }
+  return 0.0;
+}
+
+double bytes_of(c10::ArrayRef<const c10::IValue> values) {
+  double bytes = 0;
+  for (const auto &value : values) {
+    if (value.isTensor() && value.toTensor().defined()) {
+      bytes += numel(value.toTensor()) * static_cast<double>(value.toTensor().element_size());
+    } else if (value.isTensorList()) {
+      for (const at::Tensor &t : value.toTensorList()) {
+        if (t.defined()) bytes += numel(t) * static_cast<double>(t.element_size());
+      }
+    }
+  }
+  return bytes;
+}
+
+// Inputs may be looked at only here: they lie on the caller's stack, and later the operator has moved them away.
+std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction &fn) {
+  auto started = std::make_unique<Started>();
+  try {
+    started->flops = flops_of(fn.name(), fn.inputs());
+    started->bytes = bytes_of(fn.inputs());
+  } catch (...) {
+    // Inputs of an unexpected kind: the span's time still counts.
+  }
+  started->at = now();
+  return started;
+}
+
+void end(const at::RecordFunction &fn, at::ObserverContext *context) {
+  const int64_t at = now();
+  if (context == nullptr) return;
+  argosy_ext_span span{};
+  std::strncpy(span.name, fn.name(), sizeof(span.name) - 1);
+  const auto *started = static_cast<Started *>(context);
+  span.start_ns = started->at;
+  span.end_ns = at;
+  span.flops = started->flops;
+  span.bytes = started->bytes;
+  span.thread = fn.threadId();
+  span.backward = fn.scope() == at::RecordScope::BACKWARD_FUNCTION;
+  try {
+    const auto &out = fn.outputs();
+    span.bytes += bytes_of(c10::ArrayRef<const c10::IValue>(out.data(), out.size()));
+  } catch (...) {
+    // Outputs of an unexpected kind: the span's time still counts.
+  }
+  const std::lock_guard<std::mutex> guard(mutex);
+  if (spans.size() < kSpansMax) spans.push_back(span);
+}
+
+} // namespace
+
+extern "C" {
+
+int64_t argosy_ext_now_ns() { return now(); }
+
+void argosy_ext_record_start() {
+  const std::lock_guard<std::mutex> guard(mutex);
+  spans.clear();
+  if (handle == 0) {
+    auto callback = at::RecordFunctionCallback(begin, end).needsInputs(true).needsOutputs(true);
+    handle = at::addGlobalCallback(callback.scopes({at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION}));
+  }
+}
+
+void argosy_ext_record_mark(const char *name) {
+  if (handle == 0) return;
+  argosy_ext_span span{};
+  std::strncpy(span.name, name, sizeof(span.name) - 1);
+  span.start_ns = span.end_ns = now();
+  span.thread = at::RecordFunction::currentThreadId();
+  const std::lock_guard<std::mutex> guard(mutex);
+  if (spans.size() < kSpansMax) spans.push_back(span);
+}
+
+void argosy_ext_record_stop() {
+  if (handle != 0) at::removeCallback(handle);
+  handle = 0;
+}
+
+size_t argosy_ext_record_read(argosy_ext_span *out, size_t most) {
+  const std::lock_guard<std::mutex> guard(mutex);
+  const size_t n = spans.size() < most ? spans.size() : most;
+  if (out != nullptr && n > 0) std::memcpy(out, spans.data(), n * sizeof(argosy_ext_span));
+  return out == nullptr ? spans.size() : n;
+}
+
+} // extern "C"
