@@ -22,6 +22,8 @@ pub(super) fn decode(bytes: &[u8], pixels_max: u64, out: &mut Rgb) -> Result<(),
     }
     let mut options = png::DecodeOptions::default();
     options.set_ignore_crc(true);
+    // The one sum over the pixels that Pillow does look at.
+    options.set_ignore_adler32(false);
     options.set_ignore_text_chunk(true);
     options.set_ignore_iccp_chunk(true);
     let mut decoder = png::Decoder::new_with_options(Cursor::new(bytes), options);

@@ -105,6 +105,7 @@ def write_pngs(d):
         bad = bytearray(source); bad[at] ^= mask; open(d + name, "wb").write(bytes(bad))
     idat = data.index(b"IDAT"); length = struct.unpack(">I", data[idat - 4:idat])[0]
     broken("sum_of_data.png", idat + 4 + length)      # the chunk's own checksum
+    broken("sum_inside.png", idat + 3 + length)       # the last byte of the packed data's own
     broken("sum_of_header.png", 30)
     pal = open(d + "palette.png", "rb").read(); plte = pal.index(b"PLTE"); size = struct.unpack(">I", pal[plte - 4:plte])[0]
     broken("sum_of_palette.png", plte + 4 + size, source=pal)

@@ -73,7 +73,11 @@ pub struct Preprocess {
 }
 
 /// OpenCLIP's name of each way to resize.
-const RESIZE_MODES: [(&str, ResizeMode); 2] = [("shortest", ResizeMode::Shortest), ("squash", ResizeMode::Squash)];
+const RESIZE_MODES: [(&str, ResizeMode); 3] = [
+    ("shortest", ResizeMode::Shortest),
+    ("longest", ResizeMode::Longest { fill: 0 }),
+    ("squash", ResizeMode::Squash),
+];
 /// The only filter there is.
 const INTERPOLATION: &str = "bicubic";
 
@@ -81,9 +85,15 @@ impl Preprocess {
     /// As `preprocess_cfg` in a published model's configuration.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let mode = RESIZE_MODES.iter().find(|(_, mode)| *mode == self.resize_mode);
+        let same = |mode: ResizeMode| std::mem::discriminant(&mode) == std::mem::discriminant(&self.resize_mode);
+        let mode = RESIZE_MODES.iter().find(|(_, mode)| same(*mode));
+        let fill = match self.resize_mode {
+            ResizeMode::Longest { fill } => fill,
+            ResizeMode::Shortest | ResizeMode::Squash => 0,
+        };
         serde_json::json!({
-            "mean": self.mean, "std": self.std, "interpolation": INTERPOLATION, "resize_mode": mode.map(|(name, _)| name),
+            "mean": self.mean, "std": self.std, "interpolation": INTERPOLATION, "fill_color": fill,
+            "resize_mode": mode.map(|(name, _)| name),
         })
     }
 }
@@ -284,8 +294,16 @@ fn preprocess(value: Option<&Value>) -> Result<Preprocess> {
     }
     if let Some(mode) = value.get("resize_mode").filter(|v| !v.is_null()) {
         let known = RESIZE_MODES.iter().find(|(name, _)| mode == name);
-        let why = "Argosy evaluates with shortest or squash";
+        let why = "Argosy evaluates with shortest, longest or squash";
         out.resize_mode = known.ok_or_else(|| unsupported("resize_mode", mode, why))?.1;
+    }
+    if let Some(color) = value.get("fill_color").filter(|v| !v.is_null()) {
+        let number = color.as_u64().and_then(|n| u8::try_from(n).ok());
+        let wanted =
+            number.ok_or_else(|| unsupported("fill_color", color, "Argosy fills with one number from 0 to 255"))?;
+        if let ResizeMode::Longest { fill } = &mut out.resize_mode {
+            *fill = wanted;
+        }
     }
     if let Some(filter) = value
         .get("interpolation")
@@ -452,13 +470,17 @@ mod tests {
             ("null", ResizeMode::Shortest),
             (r#""shortest""#, ResizeMode::Shortest),
             (r#""squash""#, ResizeMode::Squash),
+            (r#""longest""#, ResizeMode::Longest { fill: 0 }),
+            (r#""longest", "fill_color": 7"#, ResizeMode::Longest { fill: 7 }),
         ] {
             let (_, pre) = read(&format!(r#"{{"resize_mode": {mode}, "interpolation": "bicubic"}}"#)).unwrap();
             assert_eq!(pre.resize_mode, expected);
             assert_eq!(read(&pre.to_json().to_string()).unwrap().1, pre);
         }
         for (preprocess, key) in [
-            (r#"{"resize_mode": "longest"}"#, "preprocess_cfg.resize_mode"),
+            (r#"{"resize_mode": "widest"}"#, "preprocess_cfg.resize_mode"),
+            (r#"{"fill_color": 300}"#, "preprocess_cfg.fill_color"),
+            (r#"{"fill_color": [1, 2, 3]}"#, "preprocess_cfg.fill_color"),
             (r#"{"resize_mode": 1}"#, "preprocess_cfg.resize_mode"),
             (r#"{"interpolation": "bilinear"}"#, "preprocess_cfg.interpolation"),
         ] {
