@@ -73,6 +73,8 @@ pub struct Follower<R: Rules = Shipped> {
     addr: String,
     name: StateName,
     lease: Option<(Generation, Tick)>,
+    /// Last attempt at a checkpoint that it was told of.
+    attempt: u64,
     /// Leave by then, boundary or not.
     leave_by: Option<Tick>,
     orphan: Option<Orphan>,
@@ -98,6 +100,7 @@ impl<R: Rules> Follower<R> {
             addr: String::new(),
             name: StateName::INITIAL,
             lease: None,
+            attempt: 0,
             leave_by: None,
             orphan: None,
         }
@@ -257,7 +260,7 @@ impl<R: Rules> Follower<R> {
         let mut commands = Vec::new();
         if self.current() == Some(generation) {
             self.phase = Phase::Idle;
-            if self.lease.take().is_some() {
+            if R::clears_lease() && self.lease.take().is_some() {
                 commands.push(Command::Lease { generation, until: 0 });
             }
         }
@@ -319,6 +322,11 @@ impl<R: Rules> Follower<R> {
                 parts_total,
                 since,
             } => {
+                // An order that comes a second time must not take the place of the next one.
+                if attempt <= self.attempt {
+                    return Vec::new();
+                }
+                self.attempt = attempt;
                 vec![Command::Order(TrainerOrder::Checkpoint {
                     attempt,
                     at_step,

@@ -81,6 +81,12 @@ pub trait Rules: Debug + Send + Sync + 'static {
         leased == generation && now < until
     }
 
+    /// Whether a step lease is taken from the trainer when it leaves its generation (rule G5).
+    #[must_use]
+    fn clears_lease() -> bool {
+        true
+    }
+
     /// How often a trainer runs APPLY when a step is complete.
     #[must_use]
     fn applies() -> u32 {

@@ -1,10 +1,13 @@
 //! What must hold in every world, looked at when it could break.
 
-use crate::world::{SEED_BITS, World};
+use crate::oracle::Oracle;
+use crate::world::World;
 use argosy_common::audit::{AuditInput, audit};
 use argosy_common::events::{FromWorker, Outcome, PartInfo, Record, ToWorker};
-use argosy_common::ids::{Generation, StateName};
-use argosy_common::invariants::{Checked, InvariantId};
+use argosy_common::ids::{Generation, StateName, Term, WorkerId};
+use argosy_common::invariants::{
+    Checked, InvariantId, lane_handed_over, lanes_owned, logged_first, plan_has_source, truth_is_newest,
+};
 use argosy_common::rules::Rules;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,15 +26,14 @@ pub struct Violation {
 }
 
 /// What the world remembers in order to judge.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Checks {
     pub(crate) violation: Option<Violation>,
     pub(crate) count: u64,
-    /// Bits of the undisturbed run, by steps applied.
-    expected: Vec<u64>,
-    /// Plan hash of every durable generation.
-    durable: BTreeMap<Generation, u64>,
-    last_generation: Generation,
+    oracle: Oracle,
+    /// The generation that is being left and by whose word, whether lanes may not move unprimed, and whether the order was to
+    /// leave at a boundary.
+    planned: Option<(Term, Generation, bool, bool)>,
     /// The highest count of steps that each followed generation may come to.
     followed: BTreeMap<Generation, u64>,
     /// Highest count of steps applied in each generation.
@@ -42,42 +44,50 @@ pub(crate) struct Checks {
     applied: BTreeSet<(usize, StateName)>,
     committed: BTreeSet<u64>,
     head: Option<u64>,
+    head_name: Option<StateName>,
     kept: Vec<u64>,
 }
 
 impl Checks {
-    pub(crate) fn new(expected: Vec<u64>) -> Self {
-        Self {
-            violation: None,
-            count: 0,
-            expected,
-            durable: BTreeMap::new(),
-            last_generation: Generation(0),
-            followed: BTreeMap::new(),
-            trained: BTreeMap::new(),
-            closed: BTreeMap::new(),
-            applied: BTreeSet::new(),
-            committed: BTreeSet::new(),
-            head: None,
-            kept: Vec::new(),
-        }
+    /// A generation is about to be closed: at a boundary, unless an order says otherwise. Somebody whose grace is over goes
+    /// whether its lanes are primed elsewhere or not.
+    pub(crate) fn closing(&mut self, term: Term, generation: Generation, reason: &str) {
+        self.planned = Some((term, generation, !reason.ends_with("has to go now"), false));
     }
 
-    /// The bits of a state that was trained exactly.
-    pub(crate) fn bits_of(&self, name: StateName) -> u64 {
-        self.expected.get(name.step as usize).copied().unwrap_or(SEED_BITS)
+    /// Another reign knows nothing of a move under way; who is asked to leave while a boundary is waited for leaves there.
+    pub(crate) fn plan_changed(&mut self) {
+        self.planned = None;
     }
 
-    /// A worker is about to say something.
-    pub(crate) fn said(&mut self, process: usize, message: &FromWorker) {
-        if let FromWorker::Closed { generation, .. } = message {
-            let closed = self.closed.entry(process).or_default();
-            *closed = (*closed).max(*generation);
-        }
+    /// A member was lost: lanes are shared out anew.
+    pub(crate) fn lost_one(&mut self) {
+        self.planned = None;
     }
 }
 
 impl<R: Rules> World<R> {
+    /// The bits of a state that was trained exactly.
+    pub(crate) fn bits_of(&mut self, name: StateName) -> u64 {
+        self.checks.oracle.bits_of(name, &self.data)
+    }
+
+    /// A worker is about to say something.
+    pub(crate) fn says(&mut self, process: usize, message: &FromWorker) {
+        if let FromWorker::Closed { generation, .. } = message {
+            let closed = self.checks.closed.entry(process).or_default();
+            *closed = (*closed).max(*generation);
+        }
+        let name = match message {
+            FromWorker::Closed { name, .. } | FromWorker::Rejoined { name, .. } => *name,
+            FromWorker::StepDone { report } => report.name,
+            _ => return,
+        };
+        let p = &self.processes[process];
+        let (logged, worker) = (p.trainer.logged.contains(&name), p.worker.unwrap_or(WorkerId(0)));
+        self.holds_to(logged_first(worker, name, logged));
+    }
+
     /// Judges `holds` as one check of invariant `id`.
     fn must(&mut self, id: InvariantId, holds: bool, detail: impl FnOnce() -> String) {
         self.checks.count += 1;
@@ -100,7 +110,7 @@ impl<R: Rules> World<R> {
             self.processes[process].trainer.name,
             self.processes[process].trainer.bits,
         );
-        let expected = self.checks.bits_of(name);
+        let expected = self.bits_of(name);
         self.must(InvariantId::EqualNamesEqualBits, bits == expected, || {
             format!("p{process} holds {name} with bits {bits:016x}, exact training gives {expected:016x}")
         });
@@ -108,7 +118,7 @@ impl<R: Rules> World<R> {
 
     /// `process` applied a step: the state `name` came from `before`.
     pub(crate) fn applied(&mut self, process: usize, before: StateName, name: StateName, plan_hash: u64) {
-        let durable = self.checks.durable.get(&name.applied_gen).copied();
+        let durable = self.checks.oracle.line(name.applied_gen).map(|l| l.plan_hash);
         self.must(InvariantId::DurableFirst, durable == Some(plan_hash), || {
             format!("p{process} applied {name} under a plan that is not the durable one of its generation")
         });
@@ -140,12 +150,24 @@ impl<R: Rules> World<R> {
 
     /// A message to a worker is on its way: plans only when they are durable (G5).
     pub(crate) fn heard_of(&mut self, message: &ToWorker) {
-        if let ToWorker::Form { plan } = message {
-            let durable = self.checks.durable.get(&plan.generation).copied();
-            let (generation, hash) = (plan.generation, plan.hash());
-            self.must(InvariantId::DurableFirst, durable == Some(hash), || {
-                format!("the plan of {generation} was sent before it was durable")
-            });
+        match message {
+            ToWorker::Form { plan } => {
+                let durable = self.checks.oracle.line(plan.generation).map(|l| l.plan_hash);
+                let (generation, hash) = (plan.generation, plan.hash());
+                self.must(InvariantId::DurableFirst, durable == Some(hash), || {
+                    format!("the plan of {generation} was sent before it was durable")
+                });
+                self.holds_to(lanes_owned(plan, self.config.lanes));
+                self.holds_to(plan_has_source(plan));
+                self.checks.oracle.planned(generation, plan.skip.is_some());
+            }
+            ToWorker::Close { after_step, .. } => match (after_step, &mut self.checks.planned) {
+                (Some(_), Some((.., ordered))) => *ordered = true,
+                (Some(_), None) => {}
+                // Broken off after all.
+                (None, planned) => *planned = None,
+            },
+            _ => {}
         }
     }
 
@@ -160,24 +182,25 @@ impl<R: Rules> World<R> {
         self.must(InvariantId::TermsFence, ordered, || {
             "a record of an older term was written after one of a newer".into()
         });
-        match record {
+        match record.clone() {
             Record::GenerationFormed {
                 generation,
+                term,
                 base,
                 members,
                 lanes,
-                plan_hash,
                 ..
             } => {
                 self.trace
                     .note(now, "formed", &[generation.0, base.step, members.len() as u64], || {
                         format!("{generation} from {base} with {members:?}")
                     });
-                let last = std::mem::replace(&mut self.checks.last_generation, generation);
+                let last = self.checks.oracle.last();
                 self.must(InvariantId::GenerationsGrow, generation > last, || {
                     format!("{generation} was formed after {last}")
                 });
-                self.checks.durable.insert(generation, plan_hash);
+                self.starts_from_the_newest(base, &members);
+                self.checks.oracle.recorded(&record);
                 let trained = self.checks.trained.get(&last).copied().unwrap_or(0);
                 self.checks.followed.insert(last, trained.max(base.step) + 1);
                 self.one_step_lost(last);
@@ -186,6 +209,7 @@ impl<R: Rules> World<R> {
                 self.must(InvariantId::LanesOwned, owned, || {
                     format!("a lane of {generation} has no owner")
                 });
+                self.lanes_were_handed_over(term, last, generation);
             }
             Record::CheckpointCommitted { attempt, key, name } => {
                 self.trace.note(now, "committed", &[attempt, name.step], || {
@@ -202,6 +226,7 @@ impl<R: Rules> World<R> {
                 });
                 self.parts_are_there(attempt, name);
                 self.checks.head = Some(attempt);
+                self.checks.head_name = Some(name);
                 self.checks.kept.push(attempt);
             }
             Record::CheckpointAbandoned { attempt, .. } => {
@@ -214,14 +239,50 @@ impl<R: Rules> World<R> {
                 self.trace.note(now, "resumed", &[generation.0, name.step], || {
                     format!("{generation} from {name}")
                 });
+                self.checks.oracle.recorded(&record);
             }
-            Record::Quarantined { .. }
-            | Record::CheckpointRejected { .. }
+            Record::Quarantined { .. } => self.checks.oracle.recorded(&record),
+            Record::CheckpointRejected { .. }
             | Record::WorkersNamed { .. }
             | Record::RunCreated { .. }
             | Record::CheckpointOpened { .. }
             | Record::RunFinished { .. } => {}
         }
+    }
+
+    /// No member of the new generation holds a newer state that counts, and no manifest does (G1).
+    fn starts_from_the_newest(&mut self, base: StateName, members: &[WorkerId]) {
+        let clean = |p: &&crate::process::Process<R>| p.alive && p.worker.is_some_and(|w| members.contains(&w));
+        let held = self.processes.iter().filter(clean).map(|p| p.trainer.name);
+        let newest: Vec<StateName> = held.filter(|n| *n != base && self.checks.oracle.counts(*n)).collect();
+        let head = self.checks.head_name.filter(|n| self.checks.oracle.counts(*n));
+        self.holds_to(truth_is_newest(base, newest.into_iter().chain([base]), head));
+    }
+
+    /// Lanes that leave a living member at a boundary were fetched by their new owners first (L8).
+    fn lanes_were_handed_over(&mut self, term: Term, last: Generation, next: Generation) {
+        let by_plan = self.checks.planned.take() == Some((term, last, true, true));
+        let owners = |generation| {
+            self.checks
+                .oracle
+                .line(generation)
+                .map(|l| l.owners.clone())
+                .unwrap_or_default()
+        };
+        let moves: Vec<_> = (0u32..)
+            .zip(owners(last))
+            .zip(owners(next))
+            .filter(|((_, a), b)| a != b)
+            .collect();
+        for ((lane, from), to) in moves {
+            let living = |w: WorkerId| self.processes.iter().find(|p| p.alive && p.worker == Some(w));
+            let (stays, new) = (living(from).is_some(), living(to));
+            if let Some(new) = new.filter(|_| stays && by_plan) {
+                let primed = new.trainer.primed.contains(&lane);
+                self.holds_to(lane_handed_over(lane, from, to, primed));
+            }
+        }
+        self.processes.iter_mut().for_each(|p| p.trainer.primed.clear());
     }
 
     /// A manifest is about to be written: its parts must be there (K3).
@@ -234,7 +295,7 @@ impl<R: Rules> World<R> {
     }
 
     fn parts_are_there(&mut self, attempt: u64, name: StateName) {
-        let bits = self.checks.bits_of(name);
+        let bits = self.bits_of(name);
         for index in 0..self.config.parts {
             let part = self.objects.peek(&format!("{attempt}/{index}")).cloned();
             let good = part.is_some_and(|p| p.whole && p.name == name && p.bits == bits);

@@ -37,6 +37,8 @@ pub struct Config {
     pub grace_ms: Ms,
     /// A worker may notice a broken stream long after its coordinator did, and train on meanwhile.
     pub late_members: bool,
+    /// Rows that nobody can read for so long are given up (rule M2).
+    pub unreadable_after_ms: Ms,
     /// How many faults, of which kinds.
     pub faults: u32,
     /// Kinds to draw from; all when empty.
@@ -65,6 +67,7 @@ impl Default for Config {
             orphan_max_ms: 0,
             grace_ms: 0,
             late_members: false,
+            unreadable_after_ms: 4_000,
             faults: 6,
             kinds: Vec::new(),
             horizon_ms: 6_000,

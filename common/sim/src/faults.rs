@@ -58,6 +58,12 @@ kinds! {
     AbortApply = "abort-apply",
     /// The member that gives its state away dies while it does.
     HealSourceDies = "heal-source-dies",
+    /// Rows of one lane and step are not finite on whoever computes them (rule G11).
+    NanData = "nan-data",
+    /// A member's results are not finite for one step (rule G11).
+    NanMember = "nan-member",
+    /// Rows cannot be read, by one member or by nobody (rule M2).
+    LaneUnreadable = "lane-unreadable",
     /// The leading coordinator dies.
     CoordinatorCrash = "coordinator-crash",
     /// The leading coordinator stands still, its lease runs out, another takes over, then the first wakes up.

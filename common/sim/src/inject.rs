@@ -46,6 +46,9 @@ impl<R: Rules> World<R> {
             | FaultKind::MemberDrain
             | FaultKind::MemberFlap
             | FaultKind::MemberOldState
+            | FaultKind::NanData
+            | FaultKind::NanMember
+            | FaultKind::LaneUnreadable
             | FaultKind::SpotReclaim
             | FaultKind::AllGone => self.strike_members(number, fault),
             FaultKind::AbortLoad
@@ -120,6 +123,12 @@ impl<R: Rules> World<R> {
             return all.into_iter().for_each(|p| self.kill(p));
         }
         let Some(process) = self.victim(fault.who) else { return };
+        match fault.kind {
+            FaultKind::NanData => return self.strike_numbers(number, process, fault.who, true),
+            FaultKind::NanMember => return self.strike_numbers(number, process, fault.who, false),
+            FaultKind::LaneUnreadable => return self.strike_rows(number, process, fault.who, until),
+            _ => {}
+        }
         self.hit(number, vec![Node::Process(process)]);
         let p = &mut self.processes[process];
         match fault.kind {
@@ -236,7 +245,7 @@ impl<R: Rules> World<R> {
 
     /// What the process that comes after `process` starts with: the seeded state, or one of some steps ago.
     pub(crate) fn old_state(&mut self, process: usize, name: StateName, bits: u64) -> (StateName, u64) {
-        let fresh = (StateName::INITIAL, crate::world::SEED_BITS);
+        let fresh = (StateName::INITIAL, crate::data::SEED_BITS);
         let Some(who) = self.old_states.take() else {
             return fresh;
         };

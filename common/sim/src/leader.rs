@@ -214,6 +214,7 @@ impl<R: Rules> World<R> {
     fn reign(&mut self, coordinator: usize, term: Term, sent: Ms) {
         let now = self.now();
         let restored = Restored::from_records(self.etcd.records());
+        self.checks.plan_changed();
         self.trace.note(now, "leads", &[coordinator as u64, term.0], || {
             format!("c{coordinator} in {term}")
         });
@@ -276,6 +277,9 @@ impl<R: Rules> World<R> {
             seed: 0,
             policy: argosy_common::conductor::Policy {
                 outage_max_ms: if c.leases { 5 * c.failure_budget_ms } else { 0 },
+                unreadable_after_ms: c.unreadable_after_ms,
+                // Skipped steps are told by the worlds; a run that fails for them would only be shorter.
+                nonfinite_max: 1_000,
                 ..argosy_common::conductor::Policy::default()
             },
         }
@@ -468,7 +472,32 @@ impl<R: Rules> World<R> {
     fn announced(&mut self, coordinator: usize, event: &RunEvent) {
         let now = self.now();
         match event {
+            RunEvent::Blamed { worker, reason } => {
+                let who = worker.map_or(0, |w| u64::from(w.0));
+                self.trace.note(now, "judged", &[who], || reason.clone());
+            }
+            RunEvent::Quarantined { entry } => {
+                self.trace.note(now, "gives up", &[entry.revision], || {
+                    format!(
+                        "rows {}..{} of shard {}: {}",
+                        entry.rows.from, entry.rows.until, entry.rows.shard, entry.reason
+                    )
+                });
+            }
+            RunEvent::LanesMoving { reason, lanes, .. } => {
+                self.trace.note(now, "prepares", &[(*lanes).into()], || {
+                    format!("{reason}: {lanes} lanes move")
+                });
+            }
+            RunEvent::WorkerDraining { worker, grace_ms } => {
+                self.checks.plan_changed();
+                self.trace.note(now, "drains", &[u64::from(worker.0)], || {
+                    format!("{worker} within {grace_ms} ms")
+                });
+            }
             RunEvent::GenerationClosing { generation, reason } => {
+                let term = self.coordinators[coordinator].term.unwrap_or_default();
+                self.checks.closing(term, *generation, reason);
                 self.trace
                     .note(now, "closing", &[generation.0], || format!("{generation}: {reason}"));
                 self.effect(None);
@@ -479,6 +508,7 @@ impl<R: Rules> World<R> {
                 self.effect(None);
             }
             RunEvent::WorkerLost { worker, reason } => {
+                self.checks.lost_one();
                 self.trace
                     .note(now, "lost", &[u64::from(worker.0)], || format!("{worker}: {reason}"));
                 let process = self.coordinators[coordinator]
@@ -537,7 +567,7 @@ impl<R: Rules> World<R> {
             );
             return;
         }
-        let bits = self.checks.bits_of(name);
+        let bits = self.bits_of(name);
         let object = Object {
             name,
             bits,

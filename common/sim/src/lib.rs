@@ -9,6 +9,7 @@
 
 mod check;
 mod config;
+mod data;
 mod effects;
 mod etcd;
 mod faults;
@@ -18,9 +19,11 @@ mod leader;
 mod links;
 mod net;
 mod objects;
+mod oracle;
 mod process;
 mod queue;
 mod shrink;
+mod sick;
 mod spot;
 mod trace;
 mod trainer;

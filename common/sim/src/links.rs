@@ -1,9 +1,10 @@
 //! Processes and their streams: starting, connecting, speaking, dying.
 
+use crate::data::SEED_BITS;
 use crate::net::{Fate, Node};
 use crate::process::Process;
 use crate::queue::Ms;
-use crate::world::{Ev, SEED_BITS, Session, World};
+use crate::world::{Ev, Session, World};
 use argosy_common::conductor::Event;
 use argosy_common::events::{FromWorker, ToWorker};
 use argosy_common::follower::{self, Follower};
@@ -208,7 +209,7 @@ impl<R: Rules> World<R> {
         let Some(session) = self.processes[process].session else {
             return;
         };
-        self.checks.said(process, &message);
+        self.says(process, &message);
         let heartbeat = message == FromWorker::Heartbeat;
         if let Some((at, again, number)) = self.ship(session, false, heartbeat) {
             if let Some(again) = again {

@@ -6,7 +6,7 @@ use argosy_common::follower::Follower;
 use argosy_common::ids::{Generation, StateName, WorkerId};
 use argosy_common::plan::Plan;
 use argosy_common::rules::{Fence, Rules};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Parts of a step, as in the worker's trainer; `Lse` is the second gather of LOSS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,6 +64,8 @@ pub(crate) struct Frame {
     pub(crate) from: usize,
     /// Digests of the ids of the sender's lanes (GATHER).
     pub(crate) lanes: Vec<(u32, u64)>,
+    /// The sender's lanes that are not finite (GATHER).
+    pub(crate) bad: Vec<u32>,
     /// The sender's part of the sum (REDUCE, SENTINEL).
     pub(crate) sum: u64,
 }
@@ -99,6 +101,11 @@ pub(crate) struct Inside {
     pub(crate) stop_after: Option<u64>,
     /// It was cut off, with the cause unless it was asked to; acted on when the work at hand ends.
     pub(crate) cut_off: Option<Option<String>>,
+    /// Collectives entered in this step, and processes whose link broke.
+    pub(crate) entered: u32,
+    pub(crate) lost: Vec<usize>,
+    /// It said that it cannot read rows.
+    pub(crate) blocked: bool,
     /// Digests of all lanes after GATHER.
     pub(crate) gathered: Vec<u64>,
     /// The sum after REDUCE.
@@ -106,6 +113,11 @@ pub(crate) struct Inside {
 }
 
 impl Inside {
+    /// Whether the plan passes over the step that follows `step` applied ones.
+    pub(crate) fn skips(&self, step: u64) -> bool {
+        self.plan.skip.is_some() && step == self.plan.base.step
+    }
+
     pub(crate) fn fence(&self, step: u64) -> Fence {
         Fence {
             generation: self.plan.generation,
@@ -148,6 +160,10 @@ pub(crate) struct Trainer {
     pub(crate) token: u64,
     /// It may apply in this generation until then, by its process's clock (rule G5).
     pub(crate) lease: (Generation, Ms),
+    /// Lanes whose first rows it has fetched for the next generation (rule L8).
+    pub(crate) primed: BTreeSet<u32>,
+    /// Names that its log holds.
+    pub(crate) logged: BTreeSet<StateName>,
     /// States it held before, newest last.
     pub(crate) history: VecDeque<(StateName, u64)>,
 }
@@ -197,6 +213,8 @@ impl<R: Rules> Process<R> {
                 copied: None,
                 token: 0,
                 lease: (Generation(0), 0),
+                primed: BTreeSet::new(),
+                logged: BTreeSet::from([name]),
                 history: VecDeque::new(),
             },
             frames: VecDeque::new(),

@@ -1,15 +1,16 @@
 //! The toy trainer: the phases of a step, exchanges between members, heals, checkpoints. It obeys as the real one does:
 //! orders are looked at between steps, a collective is cut off from outside, an APPLY under way is finished first.
 
+use crate::data::{SEED_BITS, next_bits};
 use crate::net::Node;
 use crate::objects::{Object, Put, Trouble};
 use crate::process::{At, CopyOrder, Exchange, FRAMES_MAX, Frame, Inside, Stage, Upload};
 use crate::queue::Ms;
-use crate::world::{Ev, SEED_BITS, World, lane_part, next_bits};
+use crate::world::{Ev, World};
 use argosy_common::events::{FromWorker, PartFailure, PartInfo, StepReport};
 use argosy_common::follower::{Event, TrainerOrder};
 use argosy_common::ids::{Generation, StateName};
-use argosy_common::invariants::lease_held;
+use argosy_common::invariants::{clean_source, counts_add_up, lease_held};
 use argosy_common::plan::{Plan, StateSource};
 use argosy_common::rules::Rules;
 use argosy_common::steplog::StepRecord;
@@ -58,10 +59,26 @@ impl<R: Rules> World<R> {
             }
             TrainerOrder::UploadSpare { attempt, parts } => self.upload_parts(process, attempt, parts),
             TrainerOrder::Prime { generation, lanes, .. } => {
-                let primed = FromWorker::Primed { generation, lanes };
-                self.follow(process, Event::Passed(primed));
+                let wait = 10 + self.draws.below(60);
+                self.queue.after(
+                    wait,
+                    Ev::Primed {
+                        process,
+                        generation,
+                        lanes,
+                    },
+                );
             }
             TrainerOrder::EmergencyCopy | TrainerOrder::Quit => {}
+        }
+    }
+
+    /// The first rows of lanes to come are here.
+    pub(crate) fn primed(&mut self, process: usize, generation: Generation, lanes: Vec<u32>) {
+        if self.processes[process].alive {
+            self.processes[process].trainer.primed.extend(&lanes);
+            let primed = FromWorker::Primed { generation, lanes };
+            self.follow(process, Event::Passed(primed));
         }
     }
 
@@ -99,6 +116,9 @@ impl<R: Rules> World<R> {
             running: false,
             stop_after: None,
             cut_off: None,
+            entered: 0,
+            lost: Vec::new(),
+            blocked: false,
             gathered: Vec::new(),
             reduced: 0,
             plan,
@@ -219,6 +239,11 @@ impl<R: Rules> World<R> {
         let At::Healing { source } = inside.at else { return };
         let base = inside.plan.base;
         let still_there = source.is_none_or(|s| self.gives(s, process, base).is_some());
+        if let (Some(source), true) = (source, still_there && took.is_some()) {
+            let from = &self.processes[source].trainer;
+            let holds = (!from.dirty).then_some(from.name);
+            self.holds_to(clean_source(base, holds));
+        }
         let Some((name, bits)) = took.filter(|_| still_there) else {
             if source.is_some() {
                 // The own state is as it was: heals go into a second buffer (rule G7).
@@ -247,6 +272,9 @@ impl<R: Rules> World<R> {
     }
 
     pub(crate) fn log(&mut self, process: usize, record: StepRecord) {
+        if let StepRecord::Applied { name, .. } | StepRecord::Healed { name, .. } = &record {
+            self.processes[process].trainer.logged.insert(*name);
+        }
         if let Some(worker) = self.processes[process].worker {
             self.logs.entry(worker.to_string()).or_default().push(record);
         }
@@ -254,6 +282,10 @@ impl<R: Rules> World<R> {
 
     /// Sends this exchange's frames to all members and waits for theirs. Half of those doomed here die between two sends.
     fn reach(&mut self, process: usize, exchange: Exchange, sum: u64) {
+        let bad = match exchange {
+            Exchange::Gather => self.not_finite_lanes(process),
+            _ => Vec::new(),
+        };
         let trainer = &mut self.processes[process].trainer;
         let step = trainer.name.step;
         let Some(inside) = &mut trainer.inside else { return };
@@ -265,11 +297,12 @@ impl<R: Rules> World<R> {
             Exchange::Sentinel => At::In(Stage::Sentinel),
         };
         let mine = |lane: &u32| inside.plan.lanes[*lane as usize] as usize == inside.rank;
-        let digests = &self.digests;
+        inside.entered += u32::from(exchange != Exchange::Connect);
+        let data = &self.data;
         let lanes = if exchange == Exchange::Gather {
             (0..inside.plan.lanes.len() as u32)
                 .filter(mine)
-                .map(|q| (q, digests[step as usize][q as usize]))
+                .map(|q| (q, data.digest(step, q)))
                 .collect()
         } else {
             Vec::new()
@@ -279,6 +312,7 @@ impl<R: Rules> World<R> {
             exchange,
             from: process,
             lanes,
+            bad,
             sum,
         };
         let peers = inside.peers.clone();
@@ -352,6 +386,9 @@ impl<R: Rules> World<R> {
         };
         let sum = frames.iter().fold(0u64, |sum, f| sum.wrapping_add(f.sum));
         let lanes: BTreeMap<u32, u64> = frames.iter().flat_map(|f| f.lanes.iter().copied()).collect();
+        let mut bad: Vec<u32> = frames.iter().flat_map(|f| f.bad.iter().copied()).collect();
+        bad.sort_unstable();
+        bad.dedup();
         let world = frames.len() as u64;
         let (fence, generation) = (inside.fence(step), inside.plan.generation);
         let all_lanes = inside.plan.lanes.len();
@@ -370,6 +407,9 @@ impl<R: Rules> World<R> {
                 inside.gathered = (0..all_lanes as u32)
                     .map(|q| lanes.get(&q).copied().unwrap_or(0))
                     .collect();
+                if !bad.is_empty() && !inside.skips(step) {
+                    return self.found_not_finite(process, bad);
+                }
                 self.work(process, Stage::Loss);
             }
             Exchange::Lse => self.work(process, Stage::Backward),
@@ -422,6 +462,9 @@ impl<R: Rules> World<R> {
         let token = p.trainer.token;
         let Some(inside) = &mut p.trainer.inside else { return };
         inside.at = At::In(stage);
+        if stage == Stage::Load {
+            inside.entered = 0;
+        }
         let wait: Ms = (self.config.step_ms * stage.percent() * slow / 100).max(1);
         let jitter = self.draws.below(wait / 4 + 1);
         self.queue.after(wait + jitter, Ev::WorkDone { process, token });
@@ -443,17 +486,20 @@ impl<R: Rules> World<R> {
         if let Some(cause) = inside.cut_off.take() {
             return self.halt(process, cause);
         }
+        let blocked = stage == Stage::Load && self.lane_waits(process, token);
+        let p = &mut self.processes[process];
+        let Some(inside) = &mut p.trainer.inside else { return };
         match stage {
+            Stage::Load if blocked => {}
             Stage::Load => self.work(process, Stage::Encode),
             Stage::Encode => self.reach(process, Exchange::Gather, 0),
             Stage::Loss => self.reach(process, Exchange::Lse, 0),
             Stage::Backward => {
-                let step = p.trainer.name.step as usize;
-                let mine = |lane: &u32| inside.plan.lanes[*lane as usize] as usize == inside.rank;
-                let lanes = (0..inside.plan.lanes.len() as u32).filter(mine);
-                let part = lanes.fold(0u64, |sum, q| {
-                    sum.wrapping_add(lane_part(q, self.digests[step][q as usize]))
-                });
+                let step = p.trainer.name.step;
+                let (lanes, ledger) = (inside.plan.lanes_of(inside.rank), &inside.plan.quarantine);
+                let part = lanes
+                    .into_iter()
+                    .fold(0u64, |sum, q| sum.wrapping_add(self.data.part(step, q, ledger)));
                 self.reach(process, Exchange::Reduce, part);
             }
             _ => {}
@@ -474,17 +520,27 @@ impl<R: Rules> World<R> {
             trainer.history.pop_front();
         }
         let before = trainer.name;
+        let skipped = inside.plan.skip.clone().filter(|_| inside.skips(before.step));
         for _ in 0..R::applies() {
-            trainer.bits = next_bits(trainer.bits, inside.reduced);
+            if skipped.is_none() {
+                trainer.bits = next_bits(trainer.bits, inside.reduced, inside.plan_hash);
+            }
         }
+        let masked = self.data.left_out(before.step, &inside.plan.quarantine);
         trainer.name = name;
         trainer.dirty = false;
         let lanes = inside.gathered.clone();
         let plan_hash = inside.plan_hash;
-        let valid = self.shape.positions_before(name.step) - self.shape.positions_before(name.step - 1);
+        let positions = self.shape.positions_before(name.step) - self.shape.positions_before(name.step - 1);
+        let valid = positions.saturating_sub(masked.len() as u64);
+        let (trained, passed) = if skipped.is_some() { (0, valid) } else { (valid, 0) };
+        self.holds_to(counts_add_up(positions, trained, 0, masked.len() as u64, passed));
+        self.poison_passes(name.step);
+        let loss = skipped.is_none().then_some(1.0);
         self.trace
             .note(now, "applied", &[process as u64, name.step, generation.0], || {
-                format!("p{process} {name}")
+                let over = skipped.as_deref().map(|s| format!(", passed over: {s}"));
+                format!("p{process} {name}{}", over.unwrap_or_default())
             });
         self.applied(process, before, name, plan_hash);
         let record = StepRecord::Applied {
@@ -492,15 +548,15 @@ impl<R: Rules> World<R> {
             plan_hash,
             lanes,
             valid: valid as u32,
-            masked: Vec::new(),
-            skipped: None,
-            loss: Some(1.0),
+            masked,
+            skipped,
+            loss,
         };
         self.log(process, record);
         let report = StepReport {
             generation,
             name,
-            loss: Some(1.0),
+            loss,
             valid: valid as u32,
             phase_ms: BTreeMap::from([("step".to_string(), self.config.step_ms as f32)]),
             ..StepReport::default()
@@ -530,6 +586,14 @@ impl<R: Rules> World<R> {
 
     /// Leaves the generation with a clean state: connections are cut first, so nothing is applied in it any more.
     pub(crate) fn halt(&mut self, process: usize, cause: Option<String>) {
+        if cause.is_some() {
+            self.report_abort(process, None);
+        }
+        self.leaves(process, cause);
+    }
+
+    /// The same, what it saw having been said.
+    pub(crate) fn leaves(&mut self, process: usize, cause: Option<String>) {
         let now = self.now();
         self.tell_peers(process);
         let trainer = &mut self.processes[process].trainer;
@@ -565,7 +629,7 @@ impl<R: Rules> World<R> {
     fn applies_late(&mut self, process: usize, inside: &Inside) {
         let trainer = &mut self.processes[process].trainer;
         let before = trainer.name;
-        trainer.bits = next_bits(trainer.bits, inside.reduced);
+        trainer.bits = next_bits(trainer.bits, inside.reduced, inside.plan_hash);
         trainer.name = StateName {
             step: before.step + 1,
             applied_gen: inside.plan.generation,
@@ -599,6 +663,9 @@ impl<R: Rules> World<R> {
 
     pub(crate) fn peer_gone(&mut self, to: usize, generation: Generation, from: usize) {
         if self.processes.get(to).is_some_and(|p| p.alive) {
+            if let Some(inside) = self.inside(to, generation) {
+                inside.lost.push(from);
+            }
             self.cut_off(to, generation, Some(format!("p{from} is gone")));
         }
     }

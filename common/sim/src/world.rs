@@ -4,6 +4,7 @@
 use crate::Outcome;
 use crate::check::{Checks, Violation};
 use crate::config::Config;
+use crate::data::Data;
 use crate::effects::Effects;
 use crate::etcd::{Etcd, Op, Reply};
 use crate::faults::Fault;
@@ -12,19 +13,16 @@ use crate::net::{Net, Node};
 use crate::objects::{Objects, Trouble};
 use crate::process::{Frame, Process, Stage, Upload};
 use crate::queue::{Ms, Queue};
+use crate::sick::{Poison, Unreadable};
 use crate::trace::Trace;
 use argosy_common::events::{FromWorker, ToWorker};
-use argosy_common::hash::mix64;
 use argosy_common::ids::{Generation, StateName, Term, WorkerId};
 use argosy_common::rng::{Draws, Purpose};
 use argosy_common::rules::Rules;
-use argosy_common::sampling::{Sampler, lane_digest};
 use argosy_common::shape::{RunShape, SourceShape};
 use argosy_common::steplog::StepRecord;
 use std::collections::BTreeMap;
 
-/// Bits of the seeded state.
-pub(crate) const SEED_BITS: u64 = 0x5eed;
 /// A world that has not ended so long after its last fault never will.
 const PATIENCE_MS: Ms = 30 * 60_000;
 /// More events than any world of a sane size has.
@@ -84,6 +82,11 @@ pub(crate) enum Ev {
     WorkDone {
         process: usize,
         token: u64,
+    },
+    Primed {
+        process: usize,
+        generation: Generation,
+        lanes: Vec<u32>,
     },
     HealDone {
         process: usize,
@@ -177,8 +180,7 @@ pub(crate) struct World<R: Rules> {
     pub(crate) processes: Vec<Process<R>>,
     pub(crate) coordinators: Vec<Coordinator<R>>,
     pub(crate) sessions: Vec<Session>,
-    /// Digests of the ids of every lane, by step.
-    pub(crate) digests: Vec<Vec<u64>>,
+    pub(crate) data: Data,
     pub(crate) logs: BTreeMap<String, Vec<StepRecord>>,
     pub(crate) faults: Vec<Fault>,
     pub(crate) effects: Effects,
@@ -191,6 +193,8 @@ pub(crate) struct World<R: Rules> {
     pub(crate) unknown_until: (Ms, usize),
     /// The store does not answer until then.
     pub(crate) down_until: (Ms, usize),
+    pub(crate) poison: Vec<Poison>,
+    pub(crate) unreadable: Option<Unreadable>,
     /// The next process that is started dies again, or begins with an old state.
     pub(crate) flapping: Option<Ms>,
     pub(crate) old_states: Option<u32>,
@@ -203,12 +207,7 @@ pub(crate) struct World<R: Rules> {
 impl<R: Rules> World<R> {
     pub(crate) fn new(seed: u64, config: Config, faults: Vec<Fault>) -> Self {
         let shape = shape(seed, &config);
-        let mut sampler = Sampler::new(shape.clone());
-        let mut digests = Vec::new();
-        for step in 0..shape.total_steps() {
-            let of = |lane| lane_digest(lane, &sampler.step_samples(lane, step));
-            digests.push((0..shape.lanes).map(of).collect());
-        }
+        let data = Data::new(&shape);
         let ttl = config.failure_budget_ms.max(2_000);
         let coordinators = (0..config.coordinators.max(1))
             .map(|_| Coordinator::default())
@@ -224,8 +223,8 @@ impl<R: Rules> World<R> {
             processes: Vec::new(),
             coordinators,
             sessions: Vec::new(),
-            checks: Checks::new(expected_bits(&digests)),
-            digests,
+            checks: Checks::default(),
+            data,
             logs: BTreeMap::new(),
             faults,
             effects: Effects::default(),
@@ -235,6 +234,8 @@ impl<R: Rules> World<R> {
             unknown_until: (0, 0),
             down_until: (0, 0),
             flapping: None,
+            poison: Vec::new(),
+            unreadable: None,
             old_states: None,
             trace,
             ended: None,
@@ -311,6 +312,11 @@ impl<R: Rules> World<R> {
             Ev::Frame { to, frame } => self.frame_arrives(to, *frame),
             Ev::PeerGone { to, generation, from } => self.peer_gone(to, generation, from),
             Ev::WorkDone { process, token } => self.work_done(process, token),
+            Ev::Primed {
+                process,
+                generation,
+                lanes,
+            } => self.primed(process, generation, lanes),
             Ev::HealDone { process, token, took } => self.heal_done(process, token, took),
             Ev::Uploading { process, upload } => self.upload(process, *upload),
             Ev::Boot { coordinator, life } => self.boot(coordinator, life),
@@ -352,6 +358,7 @@ impl<R: Rules> World<R> {
             | Ev::Warm { process }
             | Ev::WorkDone { process, .. }
             | Ev::HealDone { process, .. }
+            | Ev::Primed { process, .. }
             | Ev::Uploading { process, .. }
             | Ev::Frame { to: process, .. }
             | Ev::PeerGone { to: process, .. } => Some(*process),
@@ -432,25 +439,4 @@ fn shape(seed: u64, config: &Config) -> RunShape {
         // One position less than whole steps: the last step is partial.
         total_positions: u64::from(batch) * config.steps - 1,
     }
-}
-
-/// The state after one step over lanes with these digests: what exact training is.
-pub(crate) fn next_bits(bits: u64, sum: u64) -> u64 {
-    mix64(bits ^ sum)
-}
-
-/// The part of one lane in the sum.
-pub(crate) fn lane_part(lane: u32, digest: u64) -> u64 {
-    mix64(digest ^ u64::from(lane))
-}
-
-/// The bits of an undisturbed run, by steps applied.
-fn expected_bits(digests: &[Vec<u64>]) -> Vec<u64> {
-    let mut bits = vec![SEED_BITS];
-    for lanes in digests {
-        let parts = lanes.iter().enumerate().map(|(lane, d)| lane_part(lane as u32, *d));
-        let sum = parts.fold(0u64, u64::wrapping_add);
-        bits.push(next_bits(bits[bits.len() - 1], sum));
-    }
-    bits
 }

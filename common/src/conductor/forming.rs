@@ -30,6 +30,7 @@ impl<R: Rules> Conductor<R> {
         }
         // With processes of our own, wait for all that are on their way at the start: one generation instead of several.
         let ready = self.eligible();
+        let ready = self.announced(&ready).unwrap_or(ready);
         let first = !self.has_history && self.settings.spawns;
         let needed = if first {
             self.settings.workers_target

@@ -148,6 +148,15 @@ impl<R: Rules> Conductor<R> {
         ready.into_iter().filter(held).collect()
     }
 
+    /// Members of the move for which the last generation was left, if they are all there: who turned up since has no lane
+    /// primed and joins by a move of its own (rule L8).
+    pub(super) fn announced(&self, ready: &[WorkerId]) -> Option<Vec<WorkerId>> {
+        let members = &self.moves.under_way.as_ref()?.members;
+        let enough = members.len() >= self.settings.workers_min.max(1) as usize;
+        let there = enough && members.iter().all(|w| ready.contains(w));
+        there.then(|| members.clone())
+    }
+
     /// Somebody has to go within `grace_ms`.
     pub(super) fn drain(&mut self, worker: WorkerId, grace_ms: u64, turn: &mut Turn) {
         if !self.seats.contains(worker) || self.moves.draining.contains_key(&worker) {
@@ -249,13 +258,17 @@ impl<R: Rules> Conductor<R> {
             return saved.then(|| (format!("all members drain: {}", names(&going)), next));
         }
         let room = (self.settings.workers_max as usize).saturating_sub(next.len());
-        let newcomers = self.seats.newcomers().iter().copied().filter(|w| self.may_train(*w));
+        let newcomers = self.seats.newcomers().iter().copied();
+        let newcomers = newcomers.filter(|w| self.may_train(*w) && !members.contains(w));
         let joining: Vec<WorkerId> = newcomers.take(room).collect();
         if !joining.is_empty() && going.is_empty() && self.waits_for_joiners(now) {
             return None;
         }
         next.extend(&joining);
         next.sort_unstable();
+        if next.len() < self.settings.workers_min as usize {
+            return None; // too few would be left: the grace may bring others
+        }
         match (joining.is_empty(), going.is_empty()) {
             (false, true) => Some((format!("{} joins", names(&joining)), next)),
             (true, false) => Some((format!("{} drains", names(&going)), next)),

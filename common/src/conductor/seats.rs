@@ -99,8 +99,10 @@ impl Seats {
         }
     }
 
+    /// Said once on every stream: what comes a second time is old, and a member is no newcomer.
     pub(super) fn set_ready(&mut self, worker: WorkerId, addr: String, name: StateName) {
-        if let Some(seat) = self.seats.get_mut(&worker) {
+        let fresh = |seat: &&mut Seat| !matches!(seat.stage, Stage::Ready { .. });
+        if let Some(seat) = self.seats.get_mut(&worker).filter(fresh) {
             seat.stage = Stage::Ready { addr, name };
             self.earliest = self.earliest.min(Self::deadline(seat, self.budget_ms).0);
             self.newcomers.insert(worker);

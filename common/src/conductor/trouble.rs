@@ -263,13 +263,12 @@ impl<R: Rules> Conductor<R> {
     /// Rows that were unreadable for too long are given up with the next generation.
     pub(super) fn give_up_unreadable(&mut self, turn: &mut Turn) {
         let patience = self.settings.policy.unreadable_after_ms;
-        let mut late = None;
         for blocked in self.trouble.blocked.values_mut() {
-            if !blocked.give_up && blocked.since + patience <= turn.now {
-                blocked.give_up = true;
-                late = Some(format!("lane {} stays unreadable: {}", blocked.lane, blocked.error));
-            }
+            blocked.give_up |= blocked.since + patience <= turn.now;
         }
+        // The plan at hand may have been made before that, or while it could not be changed.
+        let late = self.trouble.blocked.values().find(|b| b.give_up);
+        let late = late.map(|b| format!("lane {} stays unreadable: {}", b.lane, b.error));
         if let Some(reason) = late.filter(|_| matches!(self.phase, Phase::Running { .. })) {
             self.leave_generation(None, &reason, None, turn);
         }

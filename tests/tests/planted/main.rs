@@ -22,8 +22,14 @@ macro_rules! bug {
 }
 
 bug! { NoFencing, fn term_holds(_: Term, _: Term) -> bool { true } }
+bug! {
+    LeaseNotCleared,
+    fn clears_lease() -> bool { false }
+    fn lease_allows(_: Generation, _: Generation, until: u64, now: u64) -> bool { now < until }
+}
 bug! { LeaseForEver, fn lease_allows(_: Generation, _: Generation, _: u64, _: u64) -> bool { true } }
 bug! { AppliesTwice, fn applies() -> u32 { 2 } }
+bug! { MovesUnprimed, fn lane_may_move(_: bool) -> bool { true } }
 bug! { AppliesAfterClosing, fn applies_after_closing() -> bool { true } }
 bug! { DropsWatchEvents, fn passes_watch_event(_: u64, _: u64) -> bool { false } }
 bug! { ManifestBeforeParts, fn manifest_ready(stored: usize, total: u32) -> bool { stored as u64 + 1 >= u64::from(total) } }
@@ -54,6 +60,8 @@ macro_rules! found {
 
 found! {
     planted_store_without_fencing_is_found: NoFencing;
+    planted_lease_that_outlives_its_generation_is_found: LeaseNotCleared;
+    planted_lane_moved_without_handover_is_found: MovesUnprimed;
     planted_lease_that_never_ends_is_found: LeaseForEver;
     planted_second_apply_is_found: AppliesTwice;
     planted_apply_after_the_report_is_found: AppliesAfterClosing;

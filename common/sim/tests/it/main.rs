@@ -135,3 +135,26 @@ fn worlds_that_once_broke_a_rule_hold() {
     }
     assert!(worlds >= 12, "only {worlds} worlds were saved");
 }
+
+/// A million faults that changed something. `cargo xtask test --long` runs it.
+#[test]
+#[ignore = "minutes: a million effective faults"]
+fn worlds_of_a_million_effective_faults_hold() {
+    const WANTED: u64 = 1_000_000;
+    const EACH: u64 = 1_000;
+    let (mut effective, mut seed) = (BTreeMap::<FaultKind, u64>::new(), 0);
+    while effective.values().sum::<u64>() < WANTED
+        || FaultKind::ALL
+            .iter()
+            .any(|k| effective.get(k).is_none_or(|n| *n < EACH))
+    {
+        for (kind, n) in sweep(seed..seed + 1_000) {
+            *effective.entry(kind).or_default() += n;
+        }
+        seed += 1_000;
+    }
+    println!(
+        "SEED worlds 0..{seed}: {} effective faults, by kind {effective:?}",
+        effective.values().sum::<u64>()
+    );
+}
