@@ -110,6 +110,16 @@ async fn run_that_loses_a_worker_goes_on_in_a_new_generation_from_the_same_step(
     story
         .until(|e| matches!(e, RunEvent::WorkerReady { worker } if worker.0 > 2))
         .await;
+    // Steps take no time here: without a gate the run would be over before the newcomer is in.
+    let joined =
+        |e: &RunEvent| matches!(e, RunEvent::GenerationFormed { members, .. } if members.contains(&WorkerId(3)));
+    story.world.open_gate(10);
+    let closing = |e: &RunEvent| matches!(e, RunEvent::GenerationClosing { reason, .. } if reason.contains("joins"));
+    story.until(|e| joined(e) || closing(e)).await;
+    story.world.open_gate(14);
+    if !story.seen.iter().any(|e| joined(&e.event)) {
+        story.until(joined).await;
+    }
     story.world.open_gate(u64::MAX);
     succeeded(&story.outcome().await.unwrap());
     story.world.assert_clean();

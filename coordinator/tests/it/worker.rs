@@ -197,7 +197,8 @@ impl Trainer {
             return Some(Event::TrainerFormed { generation });
         }
         let step = self.name.step;
-        let ordered = self.checkpoint.is_some() || self.copied == step;
+        // The order may have come to nothing with the generation, and the boundary has to be reached all the same.
+        let ordered = self.checkpoint.is_some() || self.copied == step || self.stop_after.is_some();
         if !self.running || step >= self.total_steps || !self.world.may_step(plan, step, ordered) {
             return None;
         }
