@@ -182,8 +182,20 @@ fn checkpoint_restores_at_another_world_size_to_the_same_bits() {
     let first = plan(1, StateName::INITIAL, StateSource::Seed, &[&mut a, &mut b], |lane| {
         lane % 2
     });
-    // An order from before the generation belongs to an attempt that was given up.
+    // An order outside a generation cannot be carried out, and its attempt must not wait for the parts.
     a.order(checkpoint(9, 4, vec![0]));
+    let refused = a.event();
+    assert!(
+        matches!(
+            &refused,
+            Event::Passed(FromWorker::PartFailed {
+                attempt: 9,
+                failure: PartFailure::Late,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
     form(&first, &mut [&mut a, &mut b]);
     a.order(checkpoint(1, 5, vec![0, 1]));
     b.order(checkpoint(1, 5, vec![]));
