@@ -47,8 +47,22 @@ pub(crate) fn load(path: &Path, sets: &[String]) -> Outcome<LoadedJob> {
         job = Job::from_toml(&format!("{file} with --set"), &text)?;
     }
     let absolute = std::path::absolute(path).map_err(|e| Failure::io("find", path, &e))?;
-    let base = absolute.parent().unwrap_or(Path::new("/")).to_owned();
+    // Without links, so that `..` in the job's paths can be resolved by name.
+    let base = std::fs::canonicalize(absolute.parent().unwrap_or(Path::new("/")))
+        .map_err(|e| Failure::io("find", &absolute, &e))?;
     Ok(LoadedJob { job, base })
+}
+
+/// A path or URL as the job has it, from the folder `base`; `..` in front of it leaves `base`, which has no links.
+pub(crate) fn below(base: &Path, path: &str) -> String {
+    if path.contains("://") {
+        return path.to_owned();
+    }
+    let (mut base, mut rest) = (base, path.strip_prefix("./").unwrap_or(path));
+    while let (Some(less), Some(parent)) = (rest.strip_prefix("../"), base.parent()) {
+        (rest, base) = (less, parent);
+    }
+    base.join(rest).to_string_lossy().into_owned()
 }
 
 /// The text of a job with `KEY=VALUE` laid over it; values are TOML, or strings where they are not.

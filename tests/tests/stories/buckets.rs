@@ -3,10 +3,11 @@
 use crate::harness::{self, Environment, Run, audit_in, my_turn, text};
 use crate::leave::{EXACT, undisturbed, weights_in};
 use crate::{ROWS, SHARDS, Stage, stage, wait_for_step};
-use argosy_common::events::RunEvent;
+use argosy_common::events::{RunEvent, StampedEvent};
 use argosy_common::exit::Exit;
 use argosy_test_stores::{Fault, Faults, Op, Rule, S3Double, Storm};
 use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 const EPOCHS: u32 = 12;
@@ -84,20 +85,41 @@ fn story_run_on_a_bucket_that_fails_now_and_then_is_left_and_ends_with_the_undis
         u64::from(EPOCHS) * (SHARDS * ROWS) as u64,
         "{report:#}"
     );
-    let manifests = double
-        .keys("runs")
-        .into_iter()
-        .filter(|key| key.ends_with("manifest.json"));
-    // The last two, and the first beyond each 960 rows; the last of those may be one of the two.
-    let kept = manifests.count();
-    assert!((4..=5).contains(&kept), "{kept} are kept: {:?}", double.keys("runs"));
-    assert_eq!(double.open_uploads(), 0);
-    let listed = harness::argosy_to_end_in(&environment, &["checkpoints", text(&dir)]);
+    let listed = harness::argosy_to_end_in(&environment, &["checkpoints", text(&dir), "-o", "json"]);
     assert_eq!(listed.0, Some(0), "{listed:?}");
+    let listed: serde_json::Value = serde_json::from_str(&listed.1).expect("JSON");
+    let lines = listed["checkpoints"].as_array().expect("a list");
+    let there = lines.iter().filter(|line| line["state"] != "expired");
+    let kept: BTreeSet<u64> = there.filter_map(|line| line["step"].as_u64()).collect();
+    assert_eq!(kept, to_keep(&committed(&dir)), "{listed:#}");
+    let manifests = double.keys("runs").into_iter().filter(|k| k.ends_with("manifest.json"));
+    assert_eq!(manifests.count(), kept.len(), "{:?}", double.keys("runs"));
+    assert_eq!(double.open_uploads(), 0);
     assert!(
         weights_in(&environment, &dir) == undisturbed(&stage),
         "seed {seed}: the bits differ"
     );
+}
+
+/// Steps of all checkpoints that a run's processes announced.
+fn committed(dir: &Path) -> BTreeSet<u64> {
+    let text = std::fs::read_to_string(dir.join("events.jsonl")).expect("events");
+    let events = text
+        .lines()
+        .map(|l| serde_json::from_str::<StampedEvent>(l).expect("an event"));
+    let step = |e: StampedEvent| match e.event {
+        RunEvent::CheckpointCommitted { name, .. } => Some(name.step),
+        _ => None,
+    };
+    events.filter_map(step).collect()
+}
+
+/// Of these, by [`CADENCE`]: the last two, and the first at or behind each 960 rows, 24 of which are a step.
+fn to_keep(committed: &BTreeSet<u64>) -> BTreeSet<u64> {
+    let last_two = committed.iter().rev().take(2);
+    let multiples = (1..).map(|n| n * 960 / 24).take_while(|step| *step <= 125);
+    let first_behind = multiples.filter_map(|from| committed.range(from..).next());
+    last_two.chain(first_behind).copied().collect()
 }
 
 /// A bucket that refuses every write with `status`, until the run has gone on without.
@@ -149,6 +171,27 @@ fn story_bucket_that_is_full_or_read_only_costs_checkpoints_and_never_the_traini
     for status in [507, 403] {
         refuses(status);
     }
+}
+
+/// Until the very end: what was trained is neither lost without a word nor called a success.
+#[test]
+fn story_bucket_that_never_takes_a_checkpoint_ends_the_run_failed_and_a_resume_finishes_it() {
+    let _turn = my_turn();
+    let stage = stage(2, "");
+    let (double, mut more) = bucket(&stage);
+    let environment = double.environment();
+    let dir = stage.path("run");
+    double.faults().add(Rule::new(Op::Put, Fault::Status(403)).forever());
+    let mut run = start(&stage, &environment, &dir, 2, &more);
+    let code = run.wait_for_end();
+    let said = run.dump();
+    assert!(code != 0 && code != i32::from(Exit::Panic.code()), "{said}");
+    assert!(said.contains("403") && said.contains("--resume"), "{said}");
+    double.faults().clear();
+    more.push("--resume");
+    let mut run = start(&stage, &environment, &dir, 2, &more);
+    assert_eq!(run.wait_for_end(), 0, "{}", run.dump());
+    assert_eq!(audit_in(&environment, &dir)["finished"], true);
 }
 
 #[test]

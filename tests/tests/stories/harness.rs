@@ -160,6 +160,20 @@ impl Run {
         }
     }
 
+    /// Waits until it has said these words.
+    pub(crate) fn wait_for_words(&mut self, words: &str) {
+        let started = Instant::now();
+        while !std::fs::read_to_string(&self.output)
+            .unwrap_or_default()
+            .contains(words)
+        {
+            if self.poll_end() || started.elapsed() > DEADLINE {
+                self.fail(&format!("it does not say: {words}"));
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
     /// All events up to now.
     pub(crate) fn events(&mut self) -> Vec<RunEvent> {
         self.events.read_more();
@@ -258,6 +272,11 @@ pub(crate) fn text(path: &Path) -> &str {
 /// Kills a worker's process; it must be there.
 pub(crate) fn kill_worker(pid: u32) {
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("the worker is alive");
+}
+
+/// Lets a worker stand still, as a frozen machine does.
+pub(crate) fn stop_worker(pid: u32) {
+    kill(Pid::from_raw(pid as i32), Signal::SIGSTOP).expect("the worker is alive");
 }
 
 /// A worker that was started, with its process.

@@ -110,6 +110,54 @@ fn story_run_left_politely_and_outright_on_three_one_and_two_workers_ends_with_t
     );
 }
 
+/// Workers that stand still cannot drain: the first Ctrl-C waits for them, the second does not.
+#[test]
+fn story_second_ctrl_c_leaves_at_once_and_the_run_goes_on_to_the_undisturbed_bits() {
+    let _turn = my_turn();
+    let stage = stage(EPOCHS, "[checkpoint]\nevery_samples = 240\n");
+    let dir = stage.path("run");
+    let mut run = start(&stage, &dir, 2);
+    wait_for_step(&mut run, 30);
+    let pids = crate::members(&mut run);
+    for pid in &pids {
+        harness::stop_worker(*pid);
+    }
+    run.signal(Signal::SIGINT);
+    run.wait_for_words("again to leave at once");
+    run.signal(Signal::SIGINT);
+    assert_eq!(
+        run.wait_for_end(),
+        i32::from(Exit::Interrupted.code()),
+        "{}",
+        run.dump()
+    );
+    assert!(
+        run.dump().contains("--resume"),
+        "how to go on is not said\n{}",
+        run.dump()
+    );
+    let report = finish(&stage, &dir, 3);
+    assert!(report["resumed"].as_u64() >= Some(1), "{report:#}");
+    assert!(weights(&dir) == undisturbed(&stage), "the bits differ");
+}
+
+#[test]
+fn story_checkpoints_by_the_clock_come_without_any_by_position() {
+    let _turn = my_turn();
+    let stage = stage(100_000, "[checkpoint]\nevery_s = 1\n");
+    let dir = stage.path("run");
+    let mut run = Run::start(&stage.job, &dir, 2, &[]);
+    let committed = |event: &RunEvent| match event {
+        RunEvent::CheckpointCommitted { name, .. } => Some(name.step),
+        _ => None,
+    };
+    let first = run.wait_for_event("a checkpoint", committed);
+    let second = run.wait_for_event("a second one", |e| committed(e).filter(|step| *step > first));
+    let plan = run.dump();
+    assert!(plan.contains("checkpoint every 1 s and at the end"), "{plan}");
+    leave(&mut run, &dir, second, true);
+}
+
 #[test]
 fn story_damaged_checkpoint_is_passed_over_and_told_and_the_older_one_gives_the_same_bits() {
     let _turn = my_turn();

@@ -13,7 +13,7 @@ use argosy_common::ids::StateName;
 use argosy_common::shape::RunShape;
 use results::Results;
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -305,15 +305,6 @@ pub(crate) fn sentence(event: &RunEvent) -> Option<String> {
         }
         _ => return None,
     })
-}
-
-/// `path` below `base`, unless it is absolute or says where it lies by itself.
-pub(crate) fn below(base: &Path, path: &str) -> String {
-    if path.contains("://") {
-        path.to_owned()
-    } else {
-        base.join(path).to_string_lossy().into_owned()
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! One evaluation as a process of its own.
 
-use super::{Setup, below};
+use super::Setup;
+use crate::job;
 use argosy_common::config::EvaluationSet;
 use nix::libc;
 use nix::sys::signal::Signal;
@@ -30,7 +31,7 @@ pub(super) fn evaluate(setup: &Setup, set: &EvaluationSet, key: &str) -> Result<
         .arg("eval-zero-shot")
         .arg("--checkpoint")
         .arg(format!("{}/{key}", setup.checkpoints.trim_end_matches('/')))
-        .args(["--data", &below(&setup.base, &set.data)])
+        .args(["--data", &job::below(&setup.base, &set.data)])
         .arg("--classes")
         .arg(setup.base.join(&set.classes))
         .arg("--templates")

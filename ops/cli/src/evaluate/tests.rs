@@ -2,6 +2,7 @@ use super::*;
 use argosy_common::config::EvaluationSet;
 use argosy_common::ids::Generation;
 use argosy_common::shape::SourceShape;
+use std::path::Path;
 
 /// Positions 8 a step, 80 in all.
 fn setup(dir: &Path, every_samples: u64, script: &str) -> Setup {

@@ -1,8 +1,8 @@
 //! The contact sheet: made by `argosy-worker contact-sheet`, laid out here.
 
 use super::page::escape;
-use crate::evaluate::below;
 use crate::fail::{Failure, Outcome};
+use crate::job::below;
 use crate::worker;
 use argosy_common::config::Job;
 use argosy_common::exit::Exit;

@@ -138,6 +138,8 @@ impl Story {
             if !self.sessions.is_empty() {
                 self.end();
                 self.offset_s = self.end_s + SESSION_GAP_S;
+                // From the start of the process that goes on to its first step, whatever generation makes it.
+                self.closing = Some((self.offset_s, 0, "the run was started again".to_owned()));
             } else {
                 self.unix_ms = *unix_ms;
             }
@@ -313,7 +315,11 @@ not an event
         assert!((story.end_s - 3.6).abs() < 1e-9);
         let recovery = &story.recoveries[..];
         assert!(
-            matches!(recovery, [r] if r.from_s == 1.501 && r.to_s == 2.0 && r.step == 2),
+            matches!(recovery, [r, _] if r.from_s == 1.501 && r.to_s == 2.0 && r.step == 2),
+            "{recovery:?}"
+        );
+        assert!(
+            matches!(recovery, [_, again] if again.from_s == 3.1 && again.to_s == 3.6 && again.reason.contains("again")),
             "{recovery:?}"
         );
     }

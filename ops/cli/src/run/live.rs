@@ -64,7 +64,7 @@ pub(crate) fn train(prepared: &Prepared) -> Outcome<Summary> {
     let (events, watch) = broadcast::channel(EVENTS_QUEUED);
     let options = options(prepared, token, events)?;
     let spawner = Arc::new(LocalSpawner(Arc::clone(&children)));
-    let mut progress = Progress::new(&prepared.shape);
+    let mut progress = Progress::new(&prepared.shape, prepared.started);
     let mut beside = Beside::start(setup(prepared))?;
     let outcome = runtime.block_on(async {
         let coordinator = argosy_coordinator::run(options, spawner, orders);

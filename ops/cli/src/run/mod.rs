@@ -22,6 +22,7 @@ use argosy_shard_loader::objects::{self, Objects};
 use folder::{Model, RunFile};
 use progress::Summary;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Everything that is decided before the first process starts.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub(crate) struct Prepared {
     pub(crate) checkpoints: Objects,
     /// Threads of one worker.
     pub(crate) threads: u32,
+    /// When this process began with it.
+    pub(crate) started: Instant,
     /// The command that goes on with this run.
     pub(crate) resume: String,
     /// Nobody else works in the folder.
@@ -45,7 +48,7 @@ pub(crate) struct Prepared {
 }
 
 pub(crate) fn run(args: &RunArgs) -> Outcome<Exit> {
-    let prepared = prepare(args)?;
+    let prepared = prepare(args, Instant::now())?;
     crash::set_folder(&prepared.dir);
     plan::print(&prepared);
     let summary = live::train(&prepared)?;
@@ -53,7 +56,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome<Exit> {
     Ok(Exit::from_code(i32::from(summary.exit)))
 }
 
-fn prepare(args: &RunArgs) -> Outcome<Prepared> {
+fn prepare(args: &RunArgs, started: Instant) -> Outcome<Prepared> {
     let mut loaded = job::load(&args.job, &args.sets)?;
     if let Some(folder) = &args.pretrained {
         let folder = std::path::absolute(folder).map_err(|e| Failure::io("find", folder, &e))?;
@@ -61,12 +64,7 @@ fn prepare(args: &RunArgs) -> Outcome<Prepared> {
     }
     if let Some(url) = loaded.job.checkpoint.url.take() {
         // Workers are told the place, not where to look for it from.
-        let whole = if url.contains("://") {
-            url
-        } else {
-            loaded.base.join(url).to_string_lossy().into_owned()
-        };
-        loaded.job.checkpoint.url = Some(whole);
+        loaded.job.checkpoint.url = Some(job::below(&loaded.base, &url));
     }
     if let Some(workers) = args.workers {
         set_workers(&mut loaded.job, workers);
@@ -134,6 +132,7 @@ fn prepare(args: &RunArgs) -> Outcome<Prepared> {
     std::fs::rename(&new, &kept).map_err(|e| Failure::io("write", &kept, &e))?;
     Ok(Prepared {
         threads: calc_threads(&loaded.job),
+        started,
         resume: resume_command(args, &dir),
         _lock: lock,
         loaded,
@@ -168,20 +167,22 @@ fn new_index(loaded: &LoadedJob, dir: &Path) -> Outcome<(Index, PathBuf)> {
 /// The job with paths that hold wherever it lies: the run's copy lies elsewhere than the job file.
 fn absolute(loaded: &LoadedJob) -> Job {
     let mut job = loaded.job.clone();
-    let whole = |path: String| match path.contains("://") {
-        true => path,
-        false => loaded.base.join(path).to_string_lossy().into_owned(),
-    };
-    job.model.config = job.model.config.map(whole);
-    job.model.pretrained = job.model.pretrained.map(whole);
-    job.checkpoint.url = job.checkpoint.url.map(whole);
+    let whole = |path: &str| job::below(&loaded.base, path);
+    let paths = [
+        &mut job.model.config,
+        &mut job.model.pretrained,
+        &mut job.checkpoint.url,
+    ];
+    for path in paths.into_iter().flatten() {
+        *path = whole(path);
+    }
     for source in &mut job.data.sources {
-        let parts = source.shards.split("::").map(|part| whole(part.to_owned()));
-        source.shards = parts.collect::<Vec<_>>().join("::");
+        let parts: Vec<String> = source.shards.split("::").map(whole).collect();
+        source.shards = parts.join("::");
     }
     for set in &mut job.evaluation.sets {
         for file in [&mut set.data, &mut set.classes, &mut set.templates] {
-            *file = evaluate::below(&loaded.base, file);
+            *file = whole(file);
         }
     }
     job
@@ -220,29 +221,36 @@ fn same_job(loaded: &LoadedJob, dir: &Path) -> Outcome<()> {
 
 /// A disk that cannot hold one checkpoint is no place to begin; one that cannot hold those that are kept is worth a word.
 fn check_space(job: &Job, model: &Model, dir: &Path) -> Outcome<()> {
-    let Ok(stat) = nix::sys::statvfs::statvfs(dir) else {
+    let place = match &job.checkpoint.url {
+        Some(url) if url.contains("://") => return Ok(()),
+        Some(folder) => nearest(Path::new(folder)),
+        None => dir,
+    };
+    let Ok(stat) = nix::sys::statvfs::statvfs(place) else {
         return Ok(());
     };
-    if job.checkpoint.url.as_ref().is_some_and(|url| url.contains("://")) {
-        return Ok(());
-    }
     let free = stat.blocks_available() * stat.fragment_size();
-    let kept = model
-        .state_bytes
-        .saturating_mul(u64::from(job.checkpoint.keep_last) + 1);
-    let (needs, has) = (out::bytes(model.state_bytes), out::bytes(free));
-    if free < model.state_bytes {
-        let message = format!("a checkpoint takes {needs}, {} has {has} free", dir.display());
-        return Err(Failure::new(Exit::NoCapacity, message).help("make room, or set checkpoint.url to another place"));
-    }
-    if free < kept {
-        let note = out::style("note:", out::YELLOW);
-        out::say(&format!(
-            "{note} {has} are free, checkpoints of {needs} are kept {} times",
-            job.checkpoint.keep_last
-        ));
+    if let Some(note) = judge_space(free, model.state_bytes, job.checkpoint.keep_last, place)? {
+        out::say(&format!("{} {note}", out::style("note:", out::YELLOW)));
     }
     Ok(())
+}
+
+/// The folder, or the first above it that exists.
+fn nearest(folder: &Path) -> &Path {
+    folder.ancestors().find(|f| f.exists()).unwrap_or(folder)
+}
+
+/// What `free` bytes mean for checkpoints of `state` bytes: an error, a note or nothing.
+fn judge_space(free: u64, state: u64, keep_last: u32, place: &Path) -> Outcome<Option<String>> {
+    let (needs, has) = (out::bytes(state), out::bytes(free));
+    if free < state {
+        let message = format!("a checkpoint takes {needs}, {} has {has} free", place.display());
+        return Err(Failure::new(Exit::NoCapacity, message).help("make room, or set checkpoint.url to another place"));
+    }
+    // One more than is kept: the oldest goes when the newest is committed.
+    let kept = state.saturating_mul(u64::from(keep_last) + 1);
+    Ok((free < kept).then(|| format!("{has} are free, checkpoints of {needs} are kept {keep_last} times")))
 }
 
 /// A resumed run trains what it began with (rule L3).
@@ -370,6 +378,19 @@ mod tests {
         assert_eq!((job.workers.min, job.workers.target, job.workers.max), (2, 2, 4));
         set_workers(&mut job, 9);
         assert_eq!((job.workers.min, job.workers.target, job.workers.max), (2, 9, 9));
+    }
+
+    #[test]
+    fn disk_too_small_for_one_checkpoint_is_refused_and_for_those_kept_is_a_note() {
+        let judge = |free| judge_space(free, 100, 2, Path::new("/d"));
+        let refused = judge(99).unwrap_err();
+        assert!(
+            refused.exit == Exit::NoCapacity && refused.message.contains("/d"),
+            "{refused:?}"
+        );
+        assert!(judge(299).unwrap().is_some_and(|note| note.contains("kept 2 times")));
+        assert!(judge(300).unwrap().is_none());
+        assert_eq!(nearest(Path::new("/no/such/folder")), Path::new("/"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::Prepared;
 use crate::{index, out};
+use argosy_common::config::CheckpointConfig;
 
 /// Lines of damaged data that are shown; the rest is counted.
 const LEFT_OUT_MAX: usize = 8;
@@ -20,10 +21,7 @@ fn lines(p: &Prepared) -> Vec<String> {
     let shards = p.index.shards().count();
     let bytes: u64 = p.index.shards().map(|s| s.bytes).sum();
     let workers = job.workers.target;
-    let every = match job.checkpoint.every_samples {
-        0 => "at the end".to_owned(),
-        n => format!("every {} steps and at the end", n.div_ceil(u64::from(shape.batch))),
-    };
+    let every = cadence(&job.checkpoint, shape.batch);
     let mut lines = vec![
         format!("run    {} in {}", p.facts.run, p.dir.display()),
         format!(
@@ -62,6 +60,20 @@ fn lines(p: &Prepared) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// When checkpoints are taken, in words.
+fn cadence(checkpoint: &CheckpointConfig, batch: u32) -> String {
+    let mut when = Vec::new();
+    if checkpoint.every_samples > 0 {
+        let steps = checkpoint.every_samples.div_ceil(u64::from(batch));
+        when.push(format!("every {steps} steps"));
+    }
+    if checkpoint.every_s > 0 {
+        when.push(format!("every {}", out::duration(checkpoint.every_s as f64)));
+    }
+    when.push("at the end".to_owned());
+    when.join(" and ")
 }
 
 fn warnings(p: &Prepared) -> Vec<String> {

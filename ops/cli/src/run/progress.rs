@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IsTerminal;
+use std::time::Instant;
 
 /// Plain lines come no more often than this.
 const LINE_EVERY_MS: u64 = 5_000;
@@ -27,6 +28,8 @@ pub(crate) struct Summary {
     pub(crate) exit: u8,
     /// Why, when it did not succeed.
     pub(crate) message: Option<String>,
+    /// From the start of this process to the end of its first step.
+    pub(crate) first_step_seconds: Option<f64>,
     pub(crate) steps: u64,
     pub(crate) total_steps: u64,
     pub(crate) loss_first: Option<f64>,
@@ -50,6 +53,7 @@ pub(crate) struct Summary {
 /// Follows a run's events.
 #[derive(Debug)]
 pub(crate) struct Progress {
+    started: Instant,
     bar: Option<ProgressBar>,
     shape: RunShape,
     summary: Summary,
@@ -68,9 +72,11 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(shape: &RunShape) -> Self {
+    /// For a process that began with the run at `started`.
+    pub(crate) fn new(shape: &RunShape, started: Instant) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| step_bar(shape.total_steps()));
         Self {
+            started,
             bar,
             summary: Summary {
                 version: 1,
@@ -147,6 +153,11 @@ impl Progress {
 
     fn step(&mut self, at_ms: u64, report: &StepReport) {
         let step = report.name.step;
+        if self.summary.first_step_seconds.is_none() {
+            let seconds = self.started.elapsed().as_secs_f64();
+            self.summary.first_step_seconds = Some(seconds);
+            self.line(&format!("first step, {step}, after {seconds:.1} s"));
+        }
         self.summary.steps = step;
         if let Some(loss) = report.loss {
             self.summary.loss_first.get_or_insert(loss);
@@ -418,7 +429,7 @@ mod tests {
 
     #[test]
     fn summary_counts_masked_rows_once_and_not_those_beyond_the_end() {
-        let mut progress = Progress::new(&shape());
+        let mut progress = Progress::new(&shape(), Instant::now());
         for event in [
             done(1000, 1, 7),
             done(2000, 2, 8),

@@ -131,6 +131,7 @@ pub(crate) fn summary(story: &Story, styles: &[Style], over_time: &[Point]) -> V
         "loss_last": story.summary["loss_last"],
         "interrupted_at_step": story.interrupted_at,
         "resumed_from_step": story.resumed_from,
+        "resumed_first_step_seconds": story.summary["resumed_first_step_seconds"],
         "top1_rank_correlation": rank_correlation(over_time),
         "top1_over_time": over_time.iter().map(point).collect::<Vec<_>>(),
     })
@@ -159,13 +160,14 @@ pub(crate) fn table(story: &Story, styles: &[Style]) -> String {
     let number = |key: &str| story.summary[key].as_f64().unwrap_or_default();
     let _ = writeln!(
         text,
-        "\nloss {:.2} to {:.2}, {:.0} images/s for {:.0} s; workers lost {}, rejoined {}; interrupted and resumed with another number; every position trained once (audited)",
+        "\nloss {:.2} to {:.2}, {:.0} images/s for {:.0} s; workers lost {}, rejoined {}; interrupted and resumed with another number, first step after {:.1} s; every position trained once (audited)",
         number("loss_first"),
         number("loss_last"),
         number("images_per_second"),
         number("train_seconds"),
         story.workers_lost,
         story.rejoined(),
+        number("resumed_first_step_seconds"),
     );
     text
 }
