@@ -94,6 +94,12 @@ fn load(checkpoint: &Path, threads: usize, which: Which, captions: bool) -> Resu
         split(checkpoint)
     } else if checkpoint.join(EVENTS_FILE).is_file() {
         last_committed(checkpoint)?
+    } else if checkpoint.ends_with("manifest.json") {
+        let message = format!(
+            "{shown} is not there: the checkpoint has expired, as checkpoint.keep_last orders, or never was; `argosy \
+             checkpoints RUN` lists those there are"
+        );
+        return Err((Exit::NotFound, message));
     } else {
         let message = format!(
             "{shown} is no checkpoint: give a run folder (with {EVENTS_FILE}), a manifest.json, or a folder with \

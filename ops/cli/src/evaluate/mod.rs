@@ -31,6 +31,8 @@ pub(crate) struct Setup {
     /// Relative paths of the sets start here.
     pub(crate) base: PathBuf,
     pub(crate) config: EvaluationConfig,
+    /// Newest checkpoints that are kept: older ones cannot be read any more. 0: all.
+    pub(crate) keep_last: u32,
     pub(crate) shape: RunShape,
     /// Positions of one epoch.
     pub(crate) epoch_positions: u64,
@@ -209,11 +211,15 @@ fn work(
     sender: &mpsc::UnboundedSender<StampedEvent>,
     clock: &Clock,
 ) {
-    while let Some((due, passed_over)) = wait(queue) {
+    let waiting_max = match setup.keep_last as usize {
+        0 => WAITING_MAX,
+        kept => kept.min(WAITING_MAX),
+    };
+    while let Some((due, passed_over)) = wait(queue, waiting_max) {
         for old in passed_over {
             for set in &setup.config.sets {
                 let reason =
-                    format!("{WAITING_MAX} later checkpoints wait already: evaluation is slower than its cadence");
+                    format!("{waiting_max} later checkpoints wait already: evaluation is slower than its cadence");
                 let event = failed(&set.name, &old, reason);
                 tell(&mut results, sender, clock, event);
             }
@@ -257,8 +263,9 @@ fn failed(set: &str, due: &Due, reason: String) -> RunEvent {
     }
 }
 
-/// The next checkpoint, which stays in the queue while it is under way, and those that are passed over.
-fn wait(queue: &Shared) -> Option<(Due, Vec<Due>)> {
+/// The next checkpoint, which stays in the queue while it is under way, and those that are passed over for `waiting_max`
+/// later ones.
+fn wait(queue: &Shared, waiting_max: usize) -> Option<(Due, Vec<Due>)> {
     let (lock, changed) = &**queue;
     let mut queue = lock.lock().ok()?;
     while queue.waiting.is_empty() {
@@ -267,7 +274,7 @@ fn wait(queue: &Shared) -> Option<(Due, Vec<Due>)> {
         }
         queue = changed.wait(queue).ok()?;
     }
-    let over = queue.waiting.len().saturating_sub(WAITING_MAX);
+    let over = queue.waiting.len().saturating_sub(waiting_max);
     let passed_over = queue.waiting.drain(..over).collect();
     queue.waiting.front().cloned().map(|due| (due, passed_over))
 }

@@ -30,6 +30,7 @@ fn setup(dir: &Path, every_samples: u64, script: &str) -> Setup {
             }],
             ..EvaluationConfig::default()
         },
+        keep_last: 0,
         shape: RunShape {
             seed: 0,
             sources: vec![SourceShape {
@@ -118,6 +119,37 @@ fn evaluator_takes_the_first_checkpoint_behind_each_multiple_and_the_last() {
     let events = std::fs::read_to_string(dir.path().join("events.jsonl")).unwrap();
     let parsed: Vec<StampedEvent> = events.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(parsed.into_iter().map(|s| s.event).collect::<Vec<_>>(), told);
+}
+
+#[test]
+fn evaluator_that_falls_behind_passes_over_what_will_have_expired() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut setup = setup(dir.path(), 8, SCORES);
+    setup.keep_last = 2;
+    let queue = Shared::default();
+    for step in 1..=5 {
+        queue.0.lock().unwrap().waiting.push_back(Due {
+            key: format!("{step}/manifest.json"),
+            name: name(step),
+        });
+    }
+    queue.0.lock().unwrap().closed = true;
+    let (sender, mut told) = mpsc::unbounded_channel();
+    let clock = Clock {
+        at_ms: 0,
+        read: Instant::now(),
+    };
+    let results = Results::open(dir.path(), 40).unwrap();
+    work(&setup, results, &queue, &sender, &clock);
+    let (mut done, mut passed_over) = (Vec::new(), Vec::new());
+    while let Ok(stamped) = told.try_recv() {
+        match stamped.event {
+            RunEvent::EvaluationDone { name, .. } => done.push(name.step),
+            RunEvent::EvaluationFailed { name, reason, .. } if reason.contains("slower") => passed_over.push(name.step),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((done, passed_over), (vec![4, 5], vec![1, 2, 3]));
 }
 
 #[test]

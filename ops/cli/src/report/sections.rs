@@ -140,7 +140,7 @@ pub(super) fn curves(story: &Story) -> String {
     let marked = if story.recoveries.is_empty() {
         "<p class=\"soft\">Membership changed at no step.</p>\n"
     } else {
-        "<p class=\"soft\">Shaded: a generation was closed and the next had not made its first step yet.</p>\n"
+        "<p class=\"soft\">Shaded: a generation was closed, or the run started again, and the first step was not made yet.</p>\n"
     };
     section("Training", &(html + marked))
 }

@@ -103,6 +103,7 @@ fn setup(prepared: &Prepared) -> Setup {
             .location(&prepared.dir.to_string_lossy(), &prepared.facts.run),
         base: prepared.loaded.base.clone(),
         config: job.evaluation.clone(),
+        keep_last: job.checkpoint.keep_last,
         epoch_positions: prepared.shape.total_positions / job.train.epochs.max(1),
         shape: prepared.shape.clone(),
     }
