@@ -22,64 +22,81 @@ pub fn assign_by_speed(lanes: u32, speeds: &BTreeMap<WorkerId, u32>, previous: &
     let Some(first) = speeds.keys().next() else {
         return Vec::new();
     };
-    let mut held: BTreeMap<WorkerId, Vec<u32>> = speeds.keys().map(|w| (*w, Vec::new())).collect();
+    // Members by place in the order of their ids: no map is asked once a lane.
+    let mut members: Vec<Member> = speeds.iter().map(|(w, s)| Member::new(*w, *s)).collect();
+    let mut places: Vec<Option<usize>> = Vec::with_capacity(lanes as usize);
+    let known = previous.get(..lanes as usize).unwrap_or(previous);
+    for run in known.chunk_by(|a, b| a == b) {
+        let place = members.binary_search_by_key(&run[0], |m| m.worker).ok();
+        if let Some(place) = place {
+            members[place].held += run.len() as u64;
+        }
+        places.extend(std::iter::repeat_n(place, run.len()));
+    }
+    places.resize(lanes as usize, None);
+    share_out(lanes, &mut members);
+    let mut owners = vec![*first; lanes as usize];
     let mut homeless = Vec::new();
-    for lane in 0..lanes {
-        match previous.get(lane as usize).and_then(|w| held.get_mut(w)) {
-            Some(mine) => mine.push(lane),
+    let mut kept = vec![0; members.len()];
+    for (lane, place) in places.into_iter().enumerate() {
+        match place.filter(|at| kept[*at] < members[*at].quota) {
+            Some(at) => {
+                kept[at] += 1;
+                owners[lane] = members[at].worker;
+            }
             None => homeless.push(lane),
         }
     }
-    let quota = quotas(lanes, speeds, &held);
-    for (worker, mine) in &mut held {
-        let keep = quota[worker].min(mine.len());
-        homeless.extend(mine.drain(keep..));
-    }
-    homeless.sort_unstable();
     let mut pool = homeless.into_iter();
-    for (worker, mine) in &mut held {
-        while mine.len() < quota[worker] {
-            let Some(lane) = pool.next() else { break };
-            mine.push(lane);
-        }
-    }
-    let mut owners = vec![*first; lanes as usize];
-    for (worker, mine) in &held {
-        for lane in mine {
-            owners[*lane as usize] = *worker;
+    for (member, kept) in members.iter().zip(kept) {
+        for lane in pool.by_ref().take((member.quota - kept) as usize) {
+            owners[lane] = member.worker;
         }
     }
     debug_assert!(pool.next().is_none(), "every lane has an owner");
     owners
 }
 
-/// Shares that end the slowest member's step soonest: each lane in turn to whom it would end soonest with (D'Hondt's
-/// method; begun at the lower quotas, which it never falls below). Among equals those who hold the lane already keep it.
-fn quotas(
-    lanes: u32,
-    speeds: &BTreeMap<WorkerId, u32>,
-    held: &BTreeMap<WorkerId, Vec<u32>>,
-) -> BTreeMap<WorkerId, usize> {
-    let speed = |w: &WorkerId| u64::from(speeds[w].max(1));
-    let all: u64 = speeds.keys().map(speed).sum();
-    let mut quota: BTreeMap<WorkerId, usize> = BTreeMap::new();
-    // What is left after the lower quotas is less than one lane a member.
-    let mut queue = BinaryHeap::new();
-    let mut left = lanes as usize;
-    for worker in speeds.keys() {
-        let low = (u64::from(lanes) * speed(worker) / all) as usize;
-        left -= low;
-        quota.insert(*worker, low);
-        queue.push(Reverse(Turn::new(*worker, low, speed(worker), held[worker].len())));
+/// A member while lanes are shared out.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    worker: WorkerId,
+    speed: u64,
+    /// Lanes it had before.
+    held: u64,
+    /// Lanes it gets.
+    quota: u64,
+}
+
+impl Member {
+    fn new(worker: WorkerId, speed: u32) -> Self {
+        Self {
+            worker,
+            speed: u64::from(speed.max(1)),
+            held: 0,
+            quota: 0,
+        }
     }
+}
+
+/// Sets the quotas that end the slowest member's step soonest: each lane in turn to whom it would end soonest with (D'Hondt's
+/// method; begun at the lower quotas, which it never falls below). Among equals those who hold the lane already keep it.
+fn share_out(lanes: u32, members: &mut [Member]) {
+    let all: u64 = members.iter().map(|m| m.speed).sum();
+    // What is left after the lower quotas is less than one lane a member.
+    let mut left = u64::from(lanes);
+    for member in members.iter_mut() {
+        member.quota = u64::from(lanes) * member.speed / all;
+        left -= member.quota;
+    }
+    let turns = members.iter().enumerate().map(|(at, m)| Reverse(Turn::new(at, m)));
+    let mut queue: BinaryHeap<Reverse<Turn>> = turns.collect();
     while left > 0 {
         let Some(Reverse(next)) = queue.pop() else { break };
         left -= 1;
-        quota.insert(next.worker, next.lanes as usize);
-        let turn = Turn::new(next.worker, next.lanes as usize, next.speed, held[&next.worker].len());
-        queue.push(Reverse(turn));
+        members[next.at].quota += 1;
+        queue.push(Reverse(Turn::new(next.at, &members[next.at])));
     }
-    quota
 }
 
 /// The next lane of one member: `lanes` of them would take `lanes / speed`.
@@ -89,16 +106,17 @@ struct Turn {
     speed: u64,
     /// It holds that lane already.
     keeps: bool,
-    worker: WorkerId,
+    /// Its place among the members, in the order of their ids.
+    at: usize,
 }
 
 impl Turn {
-    fn new(worker: WorkerId, has: usize, speed: u64, held: usize) -> Self {
+    fn new(at: usize, member: &Member) -> Self {
         Self {
-            lanes: has as u64 + 1,
-            speed,
-            keeps: held > has,
-            worker,
+            lanes: member.quota + 1,
+            speed: member.speed,
+            keeps: member.held > member.quota,
+            at,
         }
     }
 }
@@ -108,7 +126,7 @@ impl Ord for Turn {
         (self.lanes * other.speed)
             .cmp(&(other.lanes * self.speed))
             .then(other.keeps.cmp(&self.keeps))
-            .then(self.worker.cmp(&other.worker))
+            .then(self.at.cmp(&other.at))
     }
 }
 

@@ -269,19 +269,21 @@ impl<R: Rules> Conductor<R> {
             "a pause of our own is noticed",
         );
         let watching = (self.seats.len() > 0).then_some(own_pace);
-        let mut deadlines = vec![self.seats.next_deadline(), backing_off, watching];
         let lease = self.lease.over_at().filter(|_| !self.unproven.is_empty());
-        deadlines.push(lease.map(|at| (at, "the last lease has run out")));
+        let lease = lease.map(|at| (at, "the last lease has run out"));
         // Those that have passed were looked at in the last step; what keeps them waiting ends with an event of its own.
         let moves = self.moves.next_deadline(&self.settings);
-        deadlines.push(moves.filter(|(at, _)| *at > self.last_step));
-        deadlines.push(self.trouble.next_deadline(&self.settings));
-        match &self.phase {
-            Phase::Closing { deadline, .. } => deadlines.push(Some((*deadline, "members answer the closing"))),
-            Phase::Forming { deadline, .. } => deadlines.push(Some((*deadline, "members form"))),
-            Phase::Waiting | Phase::Persisting { .. } | Phase::Running { .. } => {}
+        let moves = moves.filter(|(at, _)| *at > self.last_step);
+        let trouble = self.trouble.next_deadline(&self.settings);
+        let answers = match &self.phase {
+            Phase::Closing { deadline, .. } => Some((*deadline, "members answer the closing")),
+            Phase::Forming { deadline, .. } => Some((*deadline, "members form")),
+            Phase::Waiting | Phase::Persisting { .. } | Phase::Running { .. } => None,
             Phase::Ended => return None,
-        }
+        };
+        let seats = self.seats.next_deadline();
+        // Asked after every event of a fleet: nothing is allocated here.
+        let deadlines = [seats, backing_off, watching, lease, moves, trouble, answers];
         deadlines.into_iter().flatten().min()
     }
 

@@ -60,9 +60,37 @@ pub struct Plan {
 
 impl Plan {
     /// Digest of everything in the plan: what frames and step logs carry (rule G6).
+    ///
+    /// The two tables, which are long in a large fleet, go in byte by byte (lengths first, little endian), the rest as JSON.
     #[must_use]
     pub fn hash(&self) -> u64 {
-        crate::hash::digest_json(self)
+        // Named one by one, so that a new field cannot be forgotten here.
+        let Self {
+            run,
+            generation,
+            term,
+            base,
+            source,
+            members,
+            lanes,
+            skip,
+            quarantine,
+        } = self;
+        let rest = crate::hash::digest_json(&(run, generation, term, base, source, skip, quarantine));
+        let mut bytes = Vec::with_capacity(24 + 40 * members.len() + 4 * lanes.len());
+        for number in [rest, members.len() as u64, lanes.len() as u64] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        for member in members.iter() {
+            bytes.extend_from_slice(&member.worker.0.to_le_bytes());
+            bytes.push(u8::from(member.heals));
+            bytes.extend_from_slice(&(member.addr.len() as u64).to_le_bytes());
+            bytes.extend_from_slice(member.addr.as_bytes());
+        }
+        for owner in lanes.iter() {
+            bytes.extend_from_slice(&owner.to_le_bytes());
+        }
+        crate::hash::digest64(&bytes)
     }
 
     /// Rank of `worker` in this generation.
@@ -103,6 +131,56 @@ pub fn generation_secret(run_secret: &[u8], generation: Generation) -> [u8; 32] 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plan_hash_of_a_plan_that_differs_anywhere_differs() {
+        let member = |worker, addr: &str, heals| Member {
+            worker: WorkerId(worker),
+            addr: addr.into(),
+            heals,
+        };
+        let plan = Plan {
+            run: "r".into(),
+            generation: Generation(3),
+            term: Term(1),
+            base: StateName::INITIAL,
+            source: StateSource::Peers,
+            members: vec![member(1, "a:1", false), member(2, "b:2", true)].into(),
+            lanes: vec![0, 1, 1].into(),
+            skip: None,
+            quarantine: Vec::new(),
+        };
+        let changes: [fn(&mut Plan); 12] = [
+            |p| p.run.push('x'),
+            |p| p.generation.0 += 1,
+            |p| p.term.0 += 1,
+            |p| p.base.step += 1,
+            |p| p.source = StateSource::Seed,
+            |p| p.members = p.members.iter().rev().cloned().collect(),
+            |p| p.members = p.members[..1].to_vec().into(),
+            |p| {
+                let mut members = p.members.to_vec();
+                members[0].addr = "a:2".into();
+                p.members = members.into();
+            },
+            |p| {
+                let mut members = p.members.to_vec();
+                members[1].heals = false;
+                p.members = members.into();
+            },
+            |p| p.lanes = vec![0, 1, 0].into(),
+            |p| p.lanes = vec![0, 1].into(),
+            |p| p.skip = Some(String::new()),
+        ];
+        let mut hashes = std::collections::BTreeSet::from([plan.hash()]);
+        assert_eq!(plan.hash(), plan.clone().hash());
+        for change in changes {
+            let mut other = plan.clone();
+            change(&mut other);
+            hashes.insert(other.hash());
+        }
+        assert_eq!(hashes.len(), 13);
+    }
 
     #[test]
     fn generation_secrets_differ_by_generation_and_by_run() {

@@ -29,15 +29,17 @@ impl<R: Rules> Conductor<R> {
             return;
         }
         // With processes of our own, wait for all that are on their way at the start: one generation instead of several.
-        let ready = self.eligible();
-        let ready = self.announced(&ready).unwrap_or(ready);
         let first = !self.has_history && self.settings.spawns;
         let needed = if first {
             self.settings.workers_target
         } else {
             self.settings.workers_min
         };
-        let have = ready.len() as u32;
+        // Asked with every event while too few are there: they are counted, and listed only when they are enough.
+        let have = match self.moves.under_way {
+            Some(_) => self.candidates().len(),
+            None => self.eligible_count(),
+        } as u32;
         if self.stopping && have < self.settings.workers_min {
             self.interrupt(turn); // nobody is started any more, so nobody will train towards a checkpoint
             return;
@@ -49,10 +51,12 @@ impl<R: Rules> Conductor<R> {
             }
             return;
         }
+        let ready = self.candidates();
+        debug_assert_eq!(ready.len(), have as usize, "who was counted is there");
         // Without an acknowledgement of leaving the old generation, its members must be proven gone first. Of processes that
         // are not ours nobody reports the end: until the step lease exists (rule G5), a worker that loses its stream ends
         // itself, and that is all there is to rely on.
-        let unproven = self.unproven.iter().filter(|w| !ready.contains(w)).count();
+        let unproven = self.unproven.iter().filter(|w| ready.binary_search(w).is_err()).count();
         if self.lease.guards(&self.settings) && !R::may_succeed(unproven, self.lease.is_over(turn.now)) {
             return;
         }
@@ -133,13 +137,16 @@ impl<R: Rules> Conductor<R> {
         let members: Vec<Member> = members.iter().filter_map(seat).collect();
         let ranks: BTreeMap<WorkerId, u32> = members.iter().zip(0..).map(|(m, rank)| (m.worker, rank)).collect();
         let rank = |owner: &WorkerId| ranks.get(owner).copied().unwrap_or(0);
+        // A member's lanes mostly lie side by side: it is looked up once a run of them.
+        let runs = owners.chunk_by(|a, b| a == b);
+        let lanes = runs.flat_map(|run| std::iter::repeat_n(run.first().map_or(0, rank), run.len()));
         let plan = Plan {
             run: self.settings.run.clone(),
             generation,
             term: self.settings.term,
             base,
             source: source.clone(),
-            lanes: owners.iter().map(rank).collect(),
+            lanes: lanes.collect(),
             members: members.into(),
             skip: self.trouble.skip_at(base.step),
             quarantine: self.trouble.quarantine.revisions().to_vec(),

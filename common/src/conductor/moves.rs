@@ -89,8 +89,8 @@ impl Moves {
         self.joining_since = None;
         self.rebalance_due = false;
         self.loads = members.iter().map(|w| (*w, 0)).collect();
-        for owner in owners {
-            *self.loads.entry(*owner).or_default() += 1;
+        for run in owners.chunk_by(|a, b| a == b) {
+            *self.loads.entry(run[0]).or_default() += run.len() as u32;
         }
     }
 
@@ -138,7 +138,7 @@ impl<R: Rules> Conductor<R> {
     }
 
     /// Who can be in the next generation: ready workers that stay, or those who drain, once more, to save what they hold.
-    pub(super) fn eligible(&self) -> Vec<WorkerId> {
+    fn eligible(&self) -> Vec<WorkerId> {
         let ready = self.seats.ready();
         let staying: Vec<WorkerId> = ready.iter().copied().filter(|w| self.may_train(*w)).collect();
         if !staying.is_empty() {
@@ -148,12 +148,34 @@ impl<R: Rules> Conductor<R> {
         ready.into_iter().filter(held).collect()
     }
 
+    /// How many [`Self::eligible`] lists.
+    pub(super) fn eligible_count(&self) -> usize {
+        let is_ready = |w: &&WorkerId| self.seats.ready_at(**w).is_some();
+        let draining = self.moves.draining.keys();
+        let cordoned = self.trouble.cordoned.iter();
+        let cordoned = cordoned.filter(|w| !self.moves.draining.contains_key(w));
+        let kept_out = draining.clone().chain(cordoned).filter(is_ready).count();
+        match self.seats.ready_count() - kept_out {
+            0 => draining
+                .filter(|w| !self.moves.released.contains(w))
+                .filter(is_ready)
+                .count(),
+            staying => staying,
+        }
+    }
+
+    /// Who is in the next generation if it is formed now, by id.
+    pub(super) fn candidates(&self) -> Vec<WorkerId> {
+        let ready = self.eligible();
+        self.announced(&ready).unwrap_or(ready)
+    }
+
     /// Members of the move for which the last generation was left, if they are all there: who turned up since has no lane
     /// primed and joins by a move of its own (rule L8).
-    pub(super) fn announced(&self, ready: &[WorkerId]) -> Option<Vec<WorkerId>> {
+    fn announced(&self, ready: &[WorkerId]) -> Option<Vec<WorkerId>> {
         let members = &self.moves.under_way.as_ref()?.members;
         let enough = members.len() >= self.settings.workers_min.max(1) as usize;
-        let there = enough && members.iter().all(|w| ready.contains(w));
+        let there = enough && members.iter().all(|w| ready.binary_search(w).is_ok());
         there.then(|| members.clone())
     }
 
@@ -285,13 +307,18 @@ impl<R: Rules> Conductor<R> {
         let speeds = self.moves.speeds(&members);
         let end = |owners: &[WorkerId]| {
             let mut loads: BTreeMap<WorkerId, u32> = BTreeMap::new();
-            for owner in owners {
-                *loads.entry(*owner).or_default() += 1;
+            for run in owners.chunk_by(|a, b| a == b) {
+                *loads.entry(run[0]).or_default() += run.len() as u32;
             }
             let time = |(w, n): (&WorkerId, &u32)| (n * 1000 / speeds.get(w).copied().unwrap_or(SPEED_USUAL), *w);
             loads.iter().map(time).max()
         };
         let now = end(&self.lanes)?;
+        // No shares end sooner than lanes that could be cut: mostly that says it before ten thousand members are shared out.
+        let all: u64 = speeds.values().map(|s| u64::from(*s)).sum();
+        if u64::from(self.settings.lanes) * 1000 / all.max(1) * 5 > u64::from(now.0) * 4 {
+            return None;
+        }
         let then = end(&assign_by_speed(self.settings.lanes, &speeds, &self.lanes))?;
         (then.0 * 5 <= now.0 * 4).then(|| {
             let ms = self.moves.lane_ms.get(&now.1).copied().unwrap_or(0.0);

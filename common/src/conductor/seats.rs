@@ -38,6 +38,8 @@ pub(super) struct Seats {
     newcomers: BTreeSet<WorkerId>,
     /// Those who are not ready yet.
     warming: BTreeSet<WorkerId>,
+    /// How many are ready.
+    ready: usize,
 }
 
 impl Seats {
@@ -49,6 +51,7 @@ impl Seats {
             earliest: Tick::MAX,
             newcomers: BTreeSet::new(),
             warming: BTreeSet::new(),
+            ready: 0,
         }
     }
 
@@ -79,7 +82,8 @@ impl Seats {
             connected,
         };
         self.earliest = self.earliest.min(Self::deadline(&seat, self.budget_ms).0);
-        self.seats.insert(worker, seat);
+        let before = self.seats.insert(worker, seat);
+        self.count_out(before.as_ref());
         self.newcomers.remove(&worker);
         self.warming.insert(worker);
     }
@@ -107,7 +111,13 @@ impl Seats {
             self.earliest = self.earliest.min(Self::deadline(seat, self.budget_ms).0);
             self.newcomers.insert(worker);
             self.warming.remove(&worker);
+            self.ready += 1;
         }
+    }
+
+    fn count_out(&mut self, seat: Option<&Seat>) {
+        let was_ready = seat.is_some_and(|seat| matches!(seat.stage, Stage::Ready { .. }));
+        self.ready -= usize::from(was_ready);
     }
 
     pub(super) fn set_name(&mut self, worker: WorkerId, new: StateName) {
@@ -124,7 +134,9 @@ impl Seats {
     pub(super) fn remove(&mut self, worker: WorkerId) -> bool {
         self.newcomers.remove(&worker);
         self.warming.remove(&worker);
-        self.seats.remove(&worker).is_some()
+        let seat = self.seats.remove(&worker);
+        self.count_out(seat.as_ref());
+        seat.is_some()
     }
 
     pub(super) fn contains(&self, worker: WorkerId) -> bool {
@@ -142,6 +154,11 @@ impl Seats {
             .filter(|(_, s)| matches!(s.stage, Stage::Ready { .. }))
             .map(|(w, _)| *w)
             .collect()
+    }
+
+    /// How many there are of them.
+    pub(super) fn ready_count(&self) -> usize {
+        self.ready
     }
 
     /// Address and state of a ready worker.
