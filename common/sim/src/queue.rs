@@ -1,51 +1,37 @@
 //! The virtual clock: what happens next, and when. Ties are broken by the order of scheduling, so equal seeds give equal
 //! runs.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Milliseconds of simulated time.
 pub type Ms = u64;
 
-struct Entry<E> {
-    at: Ms,
-    seq: u64,
-    event: E,
-}
-
-impl<E> PartialEq for Entry<E> {
-    fn eq(&self, other: &Self) -> bool {
-        self.seq == other.seq
-    }
-}
-
-impl<E> Eq for Entry<E> {}
-
-impl<E> Ord for Entry<E> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.seq).cmp(&(other.at, other.seq))
-    }
-}
-
-impl<E> PartialOrd for Entry<E> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
 /// Events to come, earliest first.
+///
+/// Those of one millisecond wait in one line: a fleet that is told something answers all at once, and nobody has to be
+/// compared with anybody for that.
 pub(crate) struct Queue<E> {
-    heap: BinaryHeap<Reverse<Entry<E>>>,
+    /// What is left of this millisecond.
+    today: VecDeque<E>,
+    /// What comes later; no line is empty.
+    later: BTreeMap<Ms, VecDeque<E>>,
+    /// Short lines that ran out, to be used again.
+    spare: Vec<VecDeque<E>>,
     now: Ms,
-    seq: u64,
 }
+
+/// So many lines that ran out are kept, if they have room for so many events at most: a long line under a single event
+/// would only take memory.
+const SPARE: usize = 64;
+const SPARE_LENGTH: usize = 64;
 
 impl<E> Queue<E> {
     pub(crate) fn new() -> Self {
         Self {
-            heap: BinaryHeap::new(),
+            today: VecDeque::new(),
+            later: BTreeMap::new(),
+            spare: Vec::new(),
             now: 0,
-            seq: 0,
         }
     }
 
@@ -55,13 +41,13 @@ impl<E> Queue<E> {
 
     /// Schedules `event`; the past is now.
     pub(crate) fn at(&mut self, at: Ms, event: E) {
-        self.seq += 1;
-        let at = at.max(self.now);
-        self.heap.push(Reverse(Entry {
-            at,
-            seq: self.seq,
-            event,
-        }));
+        if at <= self.now {
+            self.today.push_back(event);
+            return;
+        }
+        let line = self.later.entry(at);
+        let line = line.or_insert_with(|| self.spare.pop().unwrap_or_default());
+        line.push_back(event);
     }
 
     pub(crate) fn after(&mut self, wait: Ms, event: E) {
@@ -70,18 +56,25 @@ impl<E> Queue<E> {
 
     /// The next event; the clock jumps to it.
     pub(crate) fn pop(&mut self) -> Option<E> {
-        let Reverse(entry) = self.heap.pop()?;
-        debug_assert!(entry.at >= self.now, "time never goes back");
-        self.now = entry.at;
-        Some(entry.event)
+        if self.today.is_empty() {
+            let (at, line) = self.later.pop_first()?;
+            debug_assert!(at > self.now, "time never goes back");
+            self.now = at;
+            let done = std::mem::replace(&mut self.today, line);
+            if self.spare.len() < SPARE && done.capacity() <= SPARE_LENGTH {
+                self.spare.push(done);
+            }
+        }
+        self.today.pop_front()
     }
 }
 
 impl<E> std::fmt::Debug for Queue<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let waiting: usize = self.today.len() + self.later.values().map(VecDeque::len).sum::<usize>();
         f.debug_struct("Queue")
             .field("now", &self.now)
-            .field("waiting", &self.heap.len())
+            .field("waiting", &waiting)
             .finish()
     }
 }
