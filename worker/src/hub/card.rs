@@ -32,7 +32,7 @@ pub(super) fn render(facts: &Facts<'_>) -> String {
     );
     let _ = writeln!(
         out,
-        "```python\nimport open_clip\nmodel = open_clip.create_model(\"local-dir:{title}\")\n```\n"
+        "```python\nimport open_clip\nmodel = open_clip.create_model(\"local-dir:path/to/{title}\")\n```\n"
     );
     let _ = writeln!(out, "## Model\n\n| what | |\n|---|---|");
     let mut row = |what: &str, value: String| {

@@ -28,7 +28,9 @@ pub(crate) struct Summary {
     pub(crate) exit: u8,
     /// Why, when it did not succeed.
     pub(crate) message: Option<String>,
-    /// From the start of this process to the end of its first step.
+    /// From the start of this process to the beginning of its first step: the first generation is told to train.
+    pub(crate) first_step_begins_seconds: Option<f64>,
+    /// The same to that step's end.
     pub(crate) first_step_seconds: Option<f64>,
     pub(crate) steps: u64,
     pub(crate) total_steps: u64,
@@ -156,7 +158,10 @@ impl Progress {
         if self.summary.first_step_seconds.is_none() {
             let seconds = self.started.elapsed().as_secs_f64();
             self.summary.first_step_seconds = Some(seconds);
-            self.line(&format!("first step, {step}, after {seconds:.1} s"));
+            let begins = self.summary.first_step_begins_seconds.unwrap_or(seconds);
+            self.line(&format!(
+                "step {step} is the first: begun {begins:.1} s after the start, done after {seconds:.1} s"
+            ));
         }
         self.summary.steps = step;
         if let Some(loss) = report.loss {
@@ -246,6 +251,10 @@ impl Progress {
                 if manifest.is_some() {
                     summary.checkpoint.clone_from(manifest);
                 }
+            }
+            RunEvent::GenerationActivated { .. } => {
+                let seconds = self.started.elapsed().as_secs_f64();
+                summary.first_step_begins_seconds.get_or_insert(seconds);
             }
             RunEvent::CheckpointCommitted { key, .. } => {
                 summary.checkpoints += 1;

@@ -93,7 +93,7 @@ pub(crate) fn train(stage: &Stage, job: &str) -> Result<Story> {
     );
     // The second process tells of its own part only.
     before["loss_last"] = after["loss_last"].clone();
-    before["resumed_first_step_seconds"] = after["first_step_seconds"].clone();
+    before["resumed_first_step_seconds"] = after["first_step_begins_seconds"].clone();
     let seconds = |part: &Value| part["train_seconds"].as_f64().unwrap_or_default();
     before["train_seconds"] = (seconds(&before) + seconds(&after)).into();
     story.summary = before;

@@ -160,7 +160,7 @@ pub(crate) fn table(story: &Story, styles: &[Style]) -> String {
     let number = |key: &str| story.summary[key].as_f64().unwrap_or_default();
     let _ = writeln!(
         text,
-        "\nloss {:.2} to {:.2}, {:.0} images/s for {:.0} s; workers lost {}, rejoined {}; interrupted and resumed with another number, first step after {:.1} s; every position trained once (audited)",
+        "\nloss {:.2} to {:.2}, {:.0} images/s for {:.0} s; workers lost {}, rejoined {}; interrupted and resumed with another number, first step begun {:.1} s after the start; every position trained once (audited)",
         number("loss_first"),
         number("loss_last"),
         number("images_per_second"),
