@@ -6,6 +6,7 @@ mod check;
 mod unknown;
 
 pub use check::ConfigError;
+pub use unknown::nearest;
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -308,10 +308,14 @@ impl Ledger {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let parts = self.open.as_ref().map_or(0, |a| {
-            let keys: usize = a.parts.values().map(|p| p.key.len()).sum();
-            a.owners.capacity() * size_of::<WorkerId>() + a.parts.len() * size_of::<(u32, PartInfo)>() + keys
+            let keys: usize = a.parts.values().map(|p| p.key.capacity()).sum();
+            let holders =
+                a.owners.capacity() * size_of::<WorkerId>() + a.buddies.capacity() * size_of::<Option<WorkerId>>();
+            // Nodes of a map are at least half full.
+            holders + 2 * a.parts.len() * size_of::<(u32, PartInfo)>() + keys
         });
-        size_of::<Self>() + self.committed.capacity() * size_of::<u64>() + parts
+        let keys: usize = self.committed.iter().map(|c| c.key.capacity()).sum();
+        size_of::<Self>() + self.committed.capacity() * size_of::<Committed>() + keys + parts
     }
 }
 

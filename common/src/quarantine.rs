@@ -121,6 +121,13 @@ impl QuarantineLedger {
             .map(|r| r.revision)
     }
 
+    /// What it holds in memory, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let reasons: usize = self.revisions.iter().map(|r| r.reason.capacity()).sum();
+        self.revisions.capacity() * size_of::<Quarantined>() + reasons
+    }
+
     /// Rows named so far, for people; rows named twice count twice.
     #[must_use]
     pub fn rows(&self) -> u64 {

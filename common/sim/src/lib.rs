@@ -38,7 +38,7 @@ pub use config::Config;
 pub use faults::{Fault, FaultKind, schedule};
 pub use queue::Ms;
 pub use shrink::shrink;
-pub use spot::{Rates, Reclaim, Trace, reclaims};
+pub use spot::{Rates, Reclaim, Reclaims, Trace, reclaims};
 
 /// How a world ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -70,63 +70,89 @@ pub(crate) fn wait(mean: Ms, draws: &mut Draws) -> Ms {
     ((u128::from(mean) * u128::from(exponential_q32(draws))) >> 32) as Ms
 }
 
+/// Reclaims without end, in order of time.
+#[derive(Clone, Debug)]
+pub struct Reclaims {
+    trace: Trace,
+    draws: Draws,
+    workers: u64,
+    zones: u64,
+    burst: u64,
+    mean: Ms,
+    half_period: Ms,
+    at: Ms,
+    /// The rest of a burst: how many, and the place of the next.
+    left: (u64, u64),
+}
+
+impl Reclaims {
+    /// The trace of a seed.
+    #[must_use]
+    pub fn new(trace: Trace, rates: &Rates, seed: u64) -> Self {
+        let workers = u64::from(rates.workers.max(1));
+        let burst = u64::from((rates.workers / rates.zones.max(1) / 10).max(2));
+        // A correlated trace has fewer occasions, each of which takes (1 + burst) / 2 on average.
+        let per_occasion = match trace {
+            Trace::Correlated => (1 + burst).div_ceil(2),
+            Trace::Poisson | Trace::Diurnal => 1,
+        };
+        let mean = (rates.mean_life_ms * per_occasion / workers).max(1);
+        // The diurnal trace is thinned from its highest rate.
+        let mean = match trace {
+            Trace::Diurnal => (mean * 4 / 7).max(1),
+            Trace::Poisson | Trace::Correlated => mean,
+        };
+        Self {
+            trace,
+            draws: Draws::new(seed, Purpose::Jitter, 0x7370, trace as u64),
+            workers,
+            zones: u64::from(rates.zones.max(1)),
+            burst,
+            mean,
+            half_period: (rates.period_ms / 2).max(1),
+            at: 0,
+            left: (0, 0),
+        }
+    }
+}
+
+impl Iterator for Reclaims {
+    type Item = Reclaim;
+
+    fn next(&mut self) -> Option<Reclaim> {
+        loop {
+            let (count, place) = self.left;
+            if count > 0 {
+                // Places of one zone are `zones` apart.
+                self.left = (count - 1, (place + self.zones) % self.workers);
+                let worker = place as u32;
+                return Some(Reclaim { at_ms: self.at, worker });
+            }
+            self.at += wait(self.mean, &mut self.draws).max(1);
+            let first = self.draws.below(self.workers);
+            let count = match self.trace {
+                Trace::Poisson => 1,
+                Trace::Correlated if self.draws.below(2) == 0 => 1,
+                Trace::Correlated => self.burst,
+                Trace::Diurnal => {
+                    // A triangle wave from 1 to 7 of 7 and back.
+                    let half = self.half_period;
+                    let phase = self.at % (2 * half);
+                    let up = phase.min(2 * half - phase);
+                    u64::from(self.draws.below(7) < 1 + 6 * up / half)
+                }
+            };
+            self.left = (count, first);
+        }
+    }
+}
+
 /// Reclaims before `until_ms`, in order of time.
 #[must_use]
 pub fn reclaims(trace: Trace, rates: &Rates, until_ms: Ms, seed: u64) -> Vec<Reclaim> {
-    let mut draws = Draws::new(seed, Purpose::Jitter, 0x7370, trace as u64);
-    let workers = u64::from(rates.workers.max(1));
-    let burst = u64::from((rates.workers / rates.zones.max(1) / 10).max(2));
-    // A correlated trace has fewer occasions, each of which takes (1 + burst) / 2 on average.
-    let per_occasion = if trace == Trace::Correlated {
-        (1 + burst).div_ceil(2)
-    } else {
-        1
-    };
-    let mean = (rates.mean_life_ms * per_occasion / workers).max(1);
-    // The diurnal trace is thinned from its highest rate.
-    let mean = if trace == Trace::Diurnal {
-        (mean * 4 / 7).max(1)
-    } else {
-        mean
-    };
-    let mut at = 0;
-    let mut list = Vec::new();
-    loop {
-        at += wait(mean, &mut draws).max(1);
-        if at >= until_ms {
-            return list;
-        }
-        let first = draws.below(workers);
-        match trace {
-            Trace::Poisson => list.push(Reclaim {
-                at_ms: at,
-                worker: first as u32,
-            }),
-            Trace::Correlated => {
-                let count = if draws.below(2) == 0 { 1 } else { burst };
-                let zones = u64::from(rates.zones.max(1));
-                // Places of one zone are `zones` apart.
-                let hit = (0..count).map(|i| (first + i * zones) % workers);
-                list.extend(hit.map(|w| Reclaim {
-                    at_ms: at,
-                    worker: w as u32,
-                }));
-            }
-            Trace::Diurnal => {
-                // A triangle wave from 1 to 7 of 7 and back.
-                let half = (rates.period_ms / 2).max(1);
-                let phase = at % (2 * half);
-                let up = phase.min(2 * half - phase);
-                let keep = 1 + 6 * up / half;
-                if draws.below(7) < keep {
-                    list.push(Reclaim {
-                        at_ms: at,
-                        worker: first as u32,
-                    });
-                }
-            }
-        }
-    }
+    Reclaims::new(trace, rates, seed)
+        .take_while(|reclaim| reclaim.at_ms < until_ms)
+        .collect()
 }
 
 #[cfg(test)]

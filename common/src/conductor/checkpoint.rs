@@ -3,7 +3,7 @@
 use super::{AfterPersist, Command, Conductor, Phase, Turn};
 use crate::events::{Outcome, PartFailure, PartInfo, Record, RunEvent, ToWorker};
 use crate::exit::Exit;
-use crate::ids::{StateName, WorkerId};
+use crate::ids::{Generation, StateName, WorkerId};
 use crate::ledger::Loss;
 use crate::rules::Rules;
 
@@ -19,10 +19,14 @@ const LAST_TRIES: u32 = 5;
 const STOP_TRIES: u32 = 2;
 
 impl<R: Rules> Conductor<R> {
-    /// What the checkpoint ledger holds in memory, in bytes.
+    /// What is held in memory to know what was trained, by whom and where it is saved, in bytes: checkpoints, owners of lanes,
+    /// ends of generations, rows given up.
     #[must_use]
     pub fn ledger_bytes(&self) -> usize {
-        self.ledger.bytes()
+        let lanes = self.lanes.capacity() * size_of::<WorkerId>();
+        // Nodes of a map are at least half full.
+        let ends = 2 * self.ends.len() * size_of::<(Generation, u64)>();
+        self.ledger.bytes() + self.trouble.quarantine.bytes() + lanes + ends
     }
 
     /// Opens an attempt when the cadence, the end of the run or a stop wants one.

@@ -140,7 +140,8 @@ fn join(section: &str, key: &str) -> String {
 }
 
 /// The known name most like `key`, if any is like it at all.
-fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
+#[must_use]
+pub fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
     known
         .iter()
         .map(|candidate| (strsim::jaro_winkler(key, candidate), *candidate))

@@ -11,10 +11,8 @@ use argosy_sim::{Config, Fault, FaultKind, run_with, schedule, shrink};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Steps of the runs at other failure rates.
-const RATE_STEPS: u64 = 300;
 /// Mean lives of a worker, in hours, that the figures are repeated for.
-const RATE_HOURS: [u64; 5] = [12, 24, 96, 384, 0];
+const RATE_HOURS: [u64; 6] = [12, 24, 96, 384, 1_536, 0];
 /// What takes longer than this shows how far it is.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -42,7 +40,12 @@ fn size(args: &SimArgs, workers: u32) -> Outcome<Exit> {
         if began.elapsed() > QUIET {
             out::say("simulating other failure rates");
         }
-        sizing.rates = fleet::rates(&fleet, &lives, RATE_STEPS);
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        sizing.rates = fleet::rates(&fleet, &lives, threads, &|done| {
+            if began.elapsed() > QUIET {
+                out::say(&format!("simulated {done} of {} failure rates", lives.len()));
+            }
+        });
     }
     match args.output.output {
         Format::Json => out::json(&sizing)?,
@@ -86,6 +89,21 @@ fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
+/// Argosy's goodput, and how far it can be trusted.
+fn with_spread(g: &Goodput) -> String {
+    match g.argosy_pm {
+        Some(pm) => format!("{} +- {:.1}", percent(g.argosy), pm * 100.0),
+        None => percent(g.argosy),
+    }
+}
+
+fn micros(us: f64) -> String {
+    match us {
+        long if long >= 1e3 => format!("{:.1} ms", long / 1e3),
+        short => format!("{short:.1} us"),
+    }
+}
+
 fn seconds(ms: u64) -> String {
     format!("{:.2} s", ms as f64 / 1e3)
 }
@@ -98,9 +116,17 @@ fn table(s: &Sizing) -> String {
     row("time, simulated", format!("{:.2} h", s.hours));
     row("epochs per day, simulated", format!("{:.2}", s.epochs_per_day));
     row("samples per second, simulated", format!("{:.0}", s.samples_per_second));
-    row("goodput, simulated", percent(s.goodput.argosy));
-    row("  stop-the-world restart, simulated", percent(s.goodput.stop_the_world));
-    row("  checkpoint restart, simulated", percent(s.goodput.checkpoint_restart));
+    row("goodput, simulated", with_spread(&s.goodput));
+    let saved = |share: f64, every: u64| format!("{}, saved every {every} steps", percent(share));
+    let g = &s.goodput;
+    row(
+        "  stop-the-world restart, simulated",
+        saved(g.stop_the_world, g.stop_the_world_every_steps),
+    );
+    row(
+        "  checkpoint restart, simulated",
+        saved(g.checkpoint_restart, g.checkpoint_restart_every_steps),
+    );
     row("workers lost, simulated", s.losses.to_string());
     row("generations, simulated", s.generations.to_string());
     row("gone back to a checkpoint, simulated", s.resumed.to_string());
@@ -108,14 +134,13 @@ fn table(s: &Sizing) -> String {
     row("recovery p50, simulated", seconds(s.recovery_p50_ms));
     row("recovery p99, simulated", seconds(s.recovery_p99_ms));
     row("stall of a join p50, simulated", seconds(s.join_p50_ms));
-    row(
-        "decision p50, this machine, simulated fleet",
-        format!("{:.1} us", s.decision_p50_us),
-    );
-    row(
-        "decision p99, this machine, simulated fleet",
-        format!("{:.1} us", s.decision_p99_us),
-    );
+    row("decisions p50, this machine", micros(s.decision_p50_us));
+    row("decisions p99, this machine", micros(s.decision_p99_us));
+    for kind in &s.decisions_by_kind {
+        let (p50, p99, max) = (micros(kind.p50_us), micros(kind.p99_us), micros(kind.max_us));
+        let value = format!("p50 {p50}, p99 {p99}, slowest {max}");
+        row(&format!("  {} that {}", kind.count, kind.what), value);
+    }
     row(
         "store writes per second, simulated",
         format!("{:.3}", s.store_writes_per_second),
@@ -129,8 +154,8 @@ fn table(s: &Sizing) -> String {
         format!("{:.0}", s.bytes_per_worker_per_second),
     );
     row(
-        "checkpoint ledger in memory, simulated",
-        format!("{} bytes", s.ledger_bytes),
+        "ledgers in memory at most, simulated",
+        format!("{:.0} KB", s.ledger_bytes as f64 / 1e3),
     );
     row(
         "shards per worker and pass, simulated",
@@ -140,6 +165,7 @@ fn table(s: &Sizing) -> String {
     if !s.rates.is_empty() {
         let mut rates = Table::new(&[
             "mean life, simulated",
+            "a loss every",
             "losses",
             "argosy",
             "stop the world",
@@ -155,8 +181,9 @@ fn table(s: &Sizing) -> String {
         for g in &s.rates {
             rates.row(&[
                 life(g),
+                format!("{:.0} s", g.loss_every_s),
                 g.losses.to_string(),
-                percent(g.argosy),
+                with_spread(g),
                 percent(g.stop_the_world),
                 percent(g.checkpoint_restart),
             ]);

@@ -2,6 +2,7 @@
 
 use crate::queue::Ms;
 use crate::spot::Trace;
+use argosy_common::config::nearest;
 use serde::{Deserialize, Serialize};
 
 /// The file's keys; every one has a default.
@@ -36,6 +37,12 @@ pub struct FaultsFile {
     pub checkpoint_steps: u64,
     /// The one knob of time-outs.
     pub failure_budget_ms: Ms,
+    /// APPLY waits so long for the copy of a checkpoint's parts, which runs beside the step.
+    pub copy_ms: Ms,
+    /// Both baselines: nobody trains while a checkpoint is saved.
+    pub save_ms: Ms,
+    /// Both baselines: a silent loss is noticed so late. PyTorch's default for NCCL: ten minutes.
+    pub hang_ms: Ms,
     /// Stop-the-world restart: all processes start again and load the last checkpoint.
     pub restart_ms: Ms,
     /// Checkpoint restart: the job is queued again, a full fleet is waited for, all start and load.
@@ -59,6 +66,9 @@ impl Default for FaultsFile {
             state_bytes: 1_800_000_000,
             checkpoint_steps: 200,
             failure_budget_ms: 10_000,
+            copy_ms: 50,
+            save_ms: 2_000,
+            hang_ms: 600_000,
             restart_ms: 90_000,
             requeue_ms: 420_000,
         }
@@ -68,9 +78,21 @@ impl Default for FaultsFile {
 /// A faults file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FaultsError {
-    /// Not TOML, an unknown key or a wrong type.
+    /// Not TOML, or a wrong type.
     #[error("{0}")]
     Toml(#[from] toml::de::Error),
+    /// A key that means nothing.
+    #[error("line {line}: unknown key `{key}`{}; there are {}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default(), known.join(", "))]
+    UnknownKey {
+        /// Where it stands.
+        line: usize,
+        /// The key.
+        key: String,
+        /// The known one most like it.
+        nearest: Option<String>,
+        /// All there are.
+        known: Vec<String>,
+    },
     /// A value that makes no sense.
     #[error("`{key}` is {value}, expected {expected}")]
     Value {
@@ -89,6 +111,8 @@ impl FaultsFile {
     /// # Errors
     /// The line and key that are wrong.
     pub fn parse(text: &str) -> Result<Self, FaultsError> {
+        let table: toml::Table = toml::from_str(text)?;
+        refuse_unknown_keys(text, &table)?;
         let file: Self = toml::from_str(text)?;
         let day = 86_400_000;
         let checks = [
@@ -110,6 +134,9 @@ impl FaultsFile {
             ("state_bytes", file.state_bytes, 1, 1 << 44, "1 byte to 16 TiB"),
             ("checkpoint_steps", file.checkpoint_steps, 1, 1 << 32, "at least 1"),
             ("failure_budget_ms", file.failure_budget_ms, 100, day, "100 ms to a day"),
+            ("copy_ms", file.copy_ms, 0, 600_000, "at most 600000"),
+            ("save_ms", file.save_ms, 0, day, "at most a day"),
+            ("hang_ms", file.hang_ms, 0, day, "at most a day"),
             ("restart_ms", file.restart_ms, 0, day, "at most a day"),
             ("requeue_ms", file.requeue_ms, 0, 30 * day, "at most 30 days"),
         ];
@@ -128,6 +155,31 @@ impl FaultsFile {
     }
 }
 
+/// The names of all keys.
+fn keys() -> Vec<String> {
+    // Our own struct of numbers and names always is a table.
+    let table = toml::Table::try_from(FaultsFile::default()).unwrap_or_default();
+    table.keys().cloned().collect()
+}
+
+fn refuse_unknown_keys(text: &str, table: &toml::Table) -> Result<(), FaultsError> {
+    let known = keys();
+    let Some(key) = table.keys().find(|key| !known.contains(key)) else {
+        return Ok(());
+    };
+    let names: Vec<&str> = known.iter().map(String::as_str).collect();
+    let begins = |line: &str| {
+        line.trim_start_matches([' ', '\t', '[', '"', '\''])
+            .starts_with(key.as_str())
+    };
+    Err(FaultsError::UnknownKey {
+        line: text.lines().position(begins).map_or(1, |at| at + 1),
+        key: key.clone(),
+        nearest: nearest(key, &names).map(ToOwned::to_owned),
+        known,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,5 +195,22 @@ mod tests {
             assert!(error.contains(word), "{error}");
         }
         assert_eq!(FaultsFile::parse("").expect("defaults"), FaultsFile::default());
+        let error = FaultsFile::parse("zones = 3\nmean_live_s = 3")
+            .expect_err("a wrong key")
+            .to_string();
+        let begin = "line 2: unknown key `mean_live_s`; did you mean `mean_life_s`?; there are checkpoint_steps, ";
+        assert!(error.starts_with(begin), "{error}");
+    }
+
+    #[test]
+    fn faults_file_that_ships_has_every_key_with_its_default_and_a_word_about_it() {
+        let text = include_str!("../../../../ops/examples/faults/spot.toml");
+        assert_eq!(FaultsFile::parse(text).expect("it ships"), FaultsFile::default());
+        for key in keys() {
+            let line = text
+                .lines()
+                .find(|l| l.split('=').next().is_some_and(|k| k.trim() == key));
+            assert!(line.is_some_and(|l| l.contains(" # ")), "{key}");
+        }
     }
 }

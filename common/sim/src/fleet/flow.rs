@@ -1,5 +1,6 @@
 //! What flows between the conductor and the fleet.
 
+use super::book::Scale;
 use super::{Decision, Ev, Mode, Ring, Run, Worker, busiest};
 use argosy_common::conductor::{Command, Event};
 use argosy_common::events::{FromWorker, PartFailure, PartInfo, Record, RunEvent, StepReport, ToWorker};
@@ -22,7 +23,10 @@ impl Run<'_> {
         let began = (self.clock)();
         let commands = self.brain.step(event, now);
         let took = (self.clock)().saturating_sub(began);
-        self.book.decision(took);
+        self.book.decision(took, Scale::of(&commands, self.fleet.workers));
+        if !commands.is_empty() {
+            self.book.ledger_bytes = self.book.ledger_bytes.max(self.brain.ledger_bytes());
+        }
         for command in commands {
             self.execute(command, now);
         }
@@ -306,7 +310,7 @@ impl Run<'_> {
         };
         let (wait, members) = (ring.step_ms, ring.members.clone());
         self.book.stepped(name.step, now, self.fleet.step_ms);
-        let mut leaving = false;
+        let (mut leaving, mut copied) = (false, false);
         for (rank, member) in members.iter().enumerate() {
             let w = &mut self.workers[*member];
             w.name = name;
@@ -321,8 +325,10 @@ impl Run<'_> {
                 };
                 self.follow(*member, follower::Event::Stepped { report });
             }
-            self.copies_due(*member, name);
+            copied |= self.copies_due(*member, name);
         }
+        // The copy runs beside the next step, which has to wait for it before it changes the weights (rule K2).
+        let wait = wait + if copied { self.fleet.faults.copy_ms } else { 0 };
         if leaving {
             self.book.boundary_at.get_or_insert(now);
             for member in members {
@@ -333,20 +339,23 @@ impl Run<'_> {
         }
     }
 
-    fn copies_due(&mut self, worker: usize, name: StateName) {
+    /// Whether a copy of this state is made now.
+    fn copies_due(&mut self, worker: usize, name: StateName) -> bool {
         let Some((attempt, at_step, parts)) = self.workers[worker].copies.take() else {
-            return;
+            return false;
         };
         if at_step > name.step {
             self.workers[worker].copies = Some((attempt, at_step, parts));
-            return;
+            return false;
         }
-        if at_step == name.step {
+        let now = at_step == name.step;
+        if now {
             self.workers[worker].copied = Some((attempt, name));
             self.uploads(worker, attempt, parts);
         } else if !parts.is_empty() {
             self.part_failed(worker, attempt, PartFailure::Late, format!("past step {at_step}"));
         }
+        now
     }
 
     fn part_failed(&mut self, worker: usize, attempt: u64, failure: PartFailure, reason: String) {
@@ -409,7 +418,7 @@ impl Run<'_> {
     }
 
     /// The trace takes the worker of a place.
-    pub(super) fn strike(&mut self, place: u32, index: usize) {
+    pub(super) fn strike(&mut self, place: u32, index: u64) {
         let Some(worker) = self.places[place as usize] else {
             return;
         };
@@ -419,9 +428,7 @@ impl Run<'_> {
         }
         self.book.faults += 1;
         let faults = &self.fleet.faults;
-        let silent =
-            faults.silent_one_in > 0 && self.drawn(index as u64, 2).is_multiple_of(faults.silent_one_in.into());
-        if silent {
+        if self.fleet.is_silent(self.fleet.seed, index) {
             // It is known beforehand here, so that its last signs of life are simulated one by one.
             let at = self.queue.now() + 6 * faults.failure_budget_ms;
             self.workers[worker].silent_at = at;

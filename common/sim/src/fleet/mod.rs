@@ -4,12 +4,13 @@
 //! sends them all. Both make the same decisions at the same moments; a test compares them.
 
 mod baseline;
+mod book;
 mod faults;
 mod flow;
 mod report;
 
 use crate::queue::{Ms, Queue};
-use crate::spot::{Rates, Reclaim, reclaims};
+use crate::spot::{Rates, Reclaims};
 use argosy_common::conductor::{Conductor, Event, Policy, Restored, Settings};
 use argosy_common::events::{FromWorker, ToWorker};
 use argosy_common::follower::Follower;
@@ -21,7 +22,7 @@ use argosy_common::rules::Shipped;
 use std::collections::BTreeMap;
 
 pub use faults::{FaultsError, FaultsFile};
-pub use report::{Goodput, Sizing, rates};
+pub use report::{Decisions, Goodput, Sizing, rates};
 
 /// A fleet that has not come further in so long, beyond many times its undisturbed length, never will.
 const GIVE_UP_MS: Ms = 6 * 3_600_000;
@@ -78,18 +79,21 @@ impl Fleet {
         (self.step_ms / 10 + self.step_ms * 9 * u64::from(lanes) / (10 * full)).max(1)
     }
 
-    /// Reclaims of workers before `until`.
-    fn reclaims(&self, until: Ms) -> Vec<Reclaim> {
-        if self.faults.mean_life_s == 0 {
-            return Vec::new();
-        }
+    /// Reclaims of workers, without end; there must be some.
+    fn reclaims(&self, seed: u64) -> Reclaims {
         let rates = Rates {
             workers: self.workers,
             mean_life_ms: self.faults.mean_life_s * 1_000,
             zones: self.faults.zones,
             period_ms: self.faults.period_s * 1_000,
         };
-        reclaims(self.faults.trace, &rates, until, self.seed)
+        Reclaims::new(self.faults.trace, &rates, seed)
+    }
+
+    /// Whether a loss comes without a word: the machine vanishes.
+    fn is_silent(&self, seed: u64, index: u64) -> bool {
+        let one_in = u64::from(self.faults.silent_one_in);
+        one_in > 0 && drawn(seed, index, 2).is_multiple_of(one_in)
     }
 }
 
@@ -106,7 +110,7 @@ enum Ev {
     FollowerTick { worker: usize },
     Formed { worker: usize, generation: Generation },
     Uploaded { worker: usize, message: Box<FromWorker> },
-    Strike { place: u32, index: usize },
+    Strike { place: u32, index: u64 },
     Dies { worker: usize, silent: bool },
     Step { generation: Generation, token: u64 },
     Persisted,
@@ -150,10 +154,13 @@ pub(crate) struct Run<'a> {
     /// Who sits in each place of the fleet.
     places: Vec<Option<usize>>,
     ring: Option<Ring>,
-    reclaims: Vec<Reclaim>,
+    /// What is still to come of the trace.
+    reclaims: Option<Reclaims>,
+    /// Enough is known after so many losses.
+    losses_max: u64,
     armed: Option<Ms>,
     decisions: Vec<Decision>,
-    pub(crate) book: report::Book,
+    pub(crate) book: book::Book,
     ended: bool,
     /// Nanoseconds since some moment; what a decision takes is measured with it and decides nothing.
     clock: &'a dyn Fn() -> u64,
@@ -189,8 +196,6 @@ pub fn decisions(fleet: &Fleet) -> Vec<Decision> {
 impl<'a> Run<'a> {
     fn new(fleet: &'a Fleet, clock: &'a dyn Fn() -> u64) -> Self {
         let steps = fleet.steps();
-        // Recoveries stretch a run; past this horizon nobody is reclaimed any more.
-        let horizon = steps.saturating_mul(fleet.step_ms).saturating_mul(8);
         let settings = Settings {
             run: "fleet".into(),
             term: Term(1),
@@ -223,10 +228,11 @@ impl<'a> Run<'a> {
             workers: Vec::new(),
             places: vec![None; fleet.workers as usize],
             ring: None,
-            reclaims: fleet.reclaims(horizon),
+            reclaims: (fleet.faults.mean_life_s > 0).then(|| fleet.reclaims(fleet.seed)),
+            losses_max: u64::MAX,
             armed: None,
             decisions: Vec::new(),
-            book: report::Book::default(),
+            book: book::Book::default(),
             ended: false,
             clock,
         }
@@ -237,19 +243,11 @@ impl<'a> Run<'a> {
             self.queue
                 .after(1 + self.drawn(place.into(), 1) % 2_000, Ev::Join { place });
         }
-        for (index, reclaim) in self.reclaims.clone().into_iter().enumerate() {
-            self.queue.at(
-                reclaim.at_ms,
-                Ev::Strike {
-                    place: reclaim.worker,
-                    index,
-                },
-            );
-        }
+        self.next_strike(0);
         let steps = self.fleet.steps();
         let mut events = 0u64;
         let limit = steps.saturating_mul(self.fleet.step_ms).saturating_mul(64) + GIVE_UP_MS;
-        while !self.ended {
+        while !self.ended && self.book.faults < self.losses_max {
             // Some fleets get nowhere: too few are ever there at once.
             let Some(event) = self.queue.pop().filter(|_| self.queue.now() < limit) else {
                 break;
@@ -262,12 +260,19 @@ impl<'a> Run<'a> {
         }
         self.book.events = events;
         self.book.elapsed_ms = self.queue.now();
-        self.book.ledger_bytes = self.brain.ledger_bytes();
+    }
+
+    /// The trace's next reclaim; it never ends before the run does.
+    fn next_strike(&mut self, index: u64) {
+        if let Some(reclaim) = self.reclaims.as_mut().and_then(Iterator::next) {
+            let place = reclaim.worker;
+            self.queue.at(reclaim.at_ms, Ev::Strike { place, index });
+        }
     }
 
     /// A number drawn for `what` about `who`.
     fn drawn(&self, who: u64, what: u64) -> u64 {
-        mix64(self.fleet.seed ^ mix64(who << 8 | what))
+        drawn(self.fleet.seed, who, what)
     }
 
     fn happens(&mut self, event: Ev) {
@@ -291,7 +296,10 @@ impl<'a> Run<'a> {
             Ev::FollowerTick { worker } => self.follow(worker, argosy_common::follower::Event::Ticked),
             Ev::Formed { worker, generation } => self.formed(worker, generation),
             Ev::Uploaded { worker, message } => self.follow(worker, argosy_common::follower::Event::Passed(*message)),
-            Ev::Strike { place, index } => self.strike(place, index),
+            Ev::Strike { place, index } => {
+                self.next_strike(index + 1);
+                self.strike(place, index);
+            }
             Ev::Dies { worker, silent } => self.dies(worker, silent),
             Ev::Step { generation, token } => self.stepped(generation, token),
             Ev::Persisted => self.tell(Event::Persisted),
@@ -311,6 +319,11 @@ impl<'a> Run<'a> {
     fn id(&self, worker: usize) -> WorkerId {
         WorkerId(worker as u32 + 1)
     }
+}
+
+/// A number drawn for `what` about `who`.
+fn drawn(seed: u64, who: u64, what: u64) -> u64 {
+    mix64(seed ^ mix64(who << 8 | what))
 }
 
 /// Lanes of the busiest member.

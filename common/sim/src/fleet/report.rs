@@ -1,128 +1,70 @@
 //! The figures of a fleet. All of them are simulated, except how long this machine took over a decision.
 
-use super::baseline::{Restart, elapsed};
-use super::{Fleet, Run, flow};
+use super::baseline::{Restart, Trace, best};
+use super::book::{Latency, Scale};
+use super::{Fleet, Run};
 use crate::queue::Ms;
-use argosy_common::events::{FromWorker, Record, ToWorker};
 use serde::Serialize;
-
-/// What is counted on the way.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Book {
-    pub(crate) events: u64,
-    pub(crate) elapsed_ms: Ms,
-    pub(crate) steps: u64,
-    pub(crate) faults: u64,
-    pub(crate) generations: u64,
-    pub(crate) resumed: u64,
-    pub(crate) checkpoints: u64,
-    pub(crate) writes: u64,
-    pub(crate) written_until: Ms,
-    pub(crate) ledger_bytes: usize,
-    pub(crate) broken_at: Option<Ms>,
-    pub(crate) boundary_at: Option<Ms>,
-    first_step_at: Option<Ms>,
-    recoveries: Vec<Ms>,
-    joins: Vec<Ms>,
-    /// Nanoseconds of decisions, counted in buckets of an eighth of a power of two.
-    latency: Vec<u64>,
-    slowest_ns: u64,
-    down_bytes: u64,
-    up_bytes: u64,
-    record_bytes: u64,
-}
-
-/// Of a bucket's eighth: the upper edge in nanoseconds.
-fn edge(bucket: usize) -> u64 {
-    let (power, eighth) = (bucket / 8, bucket as u64 % 8);
-    (8 + eighth + 1) << power >> 3
-}
-
-fn bucket(ns: u64) -> usize {
-    let ns = ns.max(1);
-    let power = 63 - ns.leading_zeros() as usize;
-    let eighth = if power >= 3 {
-        (ns >> (power - 3)) & 7
-    } else {
-        (ns << (3 - power)) & 7
-    };
-    power * 8 + eighth as usize
-}
-
-impl Book {
-    pub(super) fn decision(&mut self, ns: u64) {
-        let at = bucket(ns);
-        if self.latency.len() <= at {
-            self.latency.resize(at + 1, 0);
-        }
-        self.latency[at] += 1;
-        self.slowest_ns = self.slowest_ns.max(ns);
-    }
-
-    fn latency_ns(&self, of_thousand: u64) -> u64 {
-        let all: u64 = self.latency.iter().sum();
-        let wanted = (all * of_thousand).div_ceil(1_000);
-        let mut seen = 0;
-        for (at, count) in self.latency.iter().enumerate() {
-            seen += count;
-            if seen >= wanted {
-                return edge(at);
-            }
-        }
-        0
-    }
-
-    pub(super) fn sent(&mut self, message: &ToWorker) {
-        self.down_bytes += flow::wire_bytes(message);
-    }
-
-    pub(super) fn heard(&mut self, message: &FromWorker) {
-        self.up_bytes += if matches!(message, FromWorker::StepDone { .. }) {
-            160
-        } else {
-            24
-        };
-    }
-
-    pub(super) fn record_bytes(&mut self, record: &Record) {
-        if let Record::GenerationFormed { members, lanes, .. } = record {
-            self.record_bytes = self
-                .record_bytes
-                .max(120 + 6 * members.len() as u64 + 6 * lanes.len() as u64);
-        }
-    }
-
-    /// A step was applied by all.
-    pub(super) fn stepped(&mut self, step: u64, now: Ms, step_ms: Ms) {
-        self.steps = self.steps.max(step);
-        self.first_step_at.get_or_insert(now.saturating_sub(step_ms));
-        let boundary = self.boundary_at.take();
-        if let Some(at) = self.broken_at.take() {
-            self.recoveries.push(now - at);
-        } else if let Some(at) = boundary {
-            self.joins.push(now - at);
-        }
-    }
-}
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn percentile(sorted: &[Ms], of_hundred: usize) -> Ms {
     let at = (sorted.len() * of_hundred).div_ceil(100).max(1) - 1;
     sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or(0)
 }
 
-/// Goodput: undisturbed time of the steps done, as a share of the time they took. Each three are simulated over one trace.
+/// Goodput: undisturbed time of the steps done, as a share of the time they took.
+///
+/// The baselines see losses of the same rates and the same kinds on a trace of their own, some thousand of them; each takes
+/// its checkpoints at the interval that is best for it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Goodput {
     /// Mean life of one worker in hours; 0: nobody is ever lost.
     pub mean_life_h: f64,
-    /// Losses in that time.
+    /// Mean time between two losses in the whole fleet, in seconds; 0: nobody is ever lost.
+    pub loss_every_s: f64,
+    /// Losses Argosy met.
     pub losses: u64,
     /// Argosy.
     pub argosy: f64,
-    /// All processes restart from the last checkpoint at every loss (torchrun's way).
+    /// Half of its 95 % interval, from how much parts of the run differ; none of a run of a few steps.
+    pub argosy_pm: Option<f64>,
+    /// All processes restart from the last checkpoint at every loss, with whoever is left (torchrun's way).
     pub stop_the_world: f64,
+    /// Its interval between checkpoints in steps; 0: none is needed.
+    pub stop_the_world_every_steps: u64,
     /// The job is queued again at every loss and waits for a full fleet.
     pub checkpoint_restart: f64,
+    /// Its interval between checkpoints in steps; 0: none is needed.
+    pub checkpoint_restart_every_steps: u64,
+    /// Losses the baselines met.
+    pub baseline_losses: u64,
+}
+
+/// How long this machine took over decisions of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Decisions {
+    /// The kind.
+    pub what: &'static str,
+    /// How many.
+    pub count: u64,
+    /// Median in microseconds.
+    pub p50_us: f64,
+    /// 99th percentile in microseconds.
+    pub p99_us: f64,
+    /// The slowest in microseconds.
+    pub max_us: f64,
+}
+
+impl Decisions {
+    fn new(what: &'static str, latency: &Latency) -> Self {
+        Self {
+            what,
+            count: latency.count(),
+            p50_us: latency.ns(500) as f64 / 1e3,
+            p99_us: latency.ns(990) as f64 / 1e3,
+            max_us: latency.slowest_ns as f64 / 1e3,
+        }
+    }
 }
 
 /// What a fleet would do. Every figure is simulated but `decision_*_us`, which this machine needed while it simulated.
@@ -176,57 +118,62 @@ pub struct Sizing {
     pub decision_p99_us: f64,
     /// The same, the slowest.
     pub decision_max_us: f64,
+    /// What the slowest was about.
+    pub decision_max_what: &'static str,
     /// Events the conductor decided on.
     pub decisions: u64,
+    /// The same by how much of the fleet a decision is about: those over all members grow with their number.
+    pub decisions_by_kind: Vec<Decisions>,
     /// Transactions on the metadata store, by second.
     pub store_writes_per_second: f64,
     /// Largest record, about.
     pub record_bytes_max: u64,
     /// Control messages to and from one worker, bytes by second, about.
     pub bytes_per_worker_per_second: f64,
-    /// What the checkpoint ledger holds in memory.
+    /// The most that the conductor held at once to know what was trained, by whom and where it is saved: checkpoint attempts
+    /// and commits, owners of lanes, ends of generations, rows given up.
     pub ledger_bytes: u64,
     /// Shards that one worker touches in a pass, at most.
     pub shards_per_worker: u64,
     /// Events simulated.
     pub events: u64,
-    /// Goodput at other failure rates, over at most a few hundred steps each.
+    /// Goodput at other failure rates; see [`rates`].
     pub rates: Vec<Goodput>,
 }
 
 impl Run<'_> {
     fn goodput(&self) -> Goodput {
-        let fleet = self.fleet;
-        let book = &self.book;
-        let ideal = book.steps * fleet.step_ms;
+        let (fleet, book) = (self.fleet, &self.book);
+        let faults = &fleet.faults;
         let took = self.training_ms();
-        let horizon = took.max(1) * 1_000;
-        let share = |elapsed: Option<Ms>| elapsed.map_or(0.0, |ms| ideal as f64 / ms.max(1) as f64);
-        let base = |pause_ms, replace_ms| {
-            let restart = Restart { pause_ms, replace_ms };
-            let every = fleet.faults.checkpoint_steps;
-            share(elapsed(
-                &self.reclaims,
-                book.steps,
-                fleet.step_ms,
-                every,
-                restart,
-                horizon,
-            ))
+        let trace = Trace::of(fleet, took);
+        let base = |pause_ms| {
+            let restart = Restart {
+                pause_ms,
+                hang_ms: faults.hang_ms,
+                save_ms: faults.save_ms,
+            };
+            best(&trace, fleet.step_ms, restart)
         };
+        let (stop_the_world, stop_the_world_every_steps) = base(faults.restart_ms);
+        let (checkpoint_restart, checkpoint_restart_every_steps) = base(faults.requeue_ms.max(faults.replace_ms));
+        let argosy = (book.steps * fleet.step_ms) as f64 / took as f64;
         Goodput {
-            mean_life_h: fleet.faults.mean_life_s as f64 / 3_600.0,
+            mean_life_h: faults.mean_life_s as f64 / 3_600.0,
+            loss_every_s: faults.mean_life_s as f64 / f64::from(fleet.workers.max(1)),
             losses: book.faults,
-            argosy: share(Some(took)),
-            stop_the_world: base(fleet.faults.restart_ms, 0),
-            checkpoint_restart: base(fleet.faults.requeue_ms, fleet.faults.replace_ms),
+            argosy,
+            argosy_pm: book.spread().map(|share| share * argosy),
+            stop_the_world,
+            stop_the_world_every_steps,
+            checkpoint_restart,
+            checkpoint_restart_every_steps,
+            baseline_losses: trace.losses.len() as u64,
         }
     }
 
-    /// From the first step's begin to the end: warming up a whole fleet once is nobody's goodput.
     fn training_ms(&self) -> Ms {
-        let from = self.book.first_step_at.unwrap_or(0);
-        self.book.elapsed_ms.saturating_sub(from).max(1)
+        self.book.training_ms(self.fleet.steps())
     }
 
     pub(super) fn sizing(&self) -> Sizing {
@@ -239,6 +186,13 @@ impl Run<'_> {
         let (mut recoveries, mut joins) = (book.recoveries.clone(), book.joins.clone());
         recoveries.sort_unstable();
         joins.sort_unstable();
+        let mut latency = Latency::default();
+        book.latency.iter().for_each(|kind| latency.merge(kind));
+        let all = Decisions::new("all", &latency);
+        let slowest = Scale::ALL
+            .into_iter()
+            .max_by_key(|scale| book.latency[*scale as usize].slowest_ns)
+            .unwrap_or(Scale::One);
         let workers = fleet.workers.max(1);
         let lanes_each = u64::from(fleet.lanes.div_ceil(workers));
         let shards_each = u64::from(fleet.shards).div_ceil(u64::from(fleet.lanes.max(1))) + 1;
@@ -264,10 +218,14 @@ impl Run<'_> {
             recovery_p50_ms: percentile(&recoveries, 50),
             recovery_p99_ms: percentile(&recoveries, 99),
             join_p50_ms: percentile(&joins, 50),
-            decision_p50_us: book.latency_ns(500) as f64 / 1e3,
-            decision_p99_us: book.latency_ns(990) as f64 / 1e3,
-            decision_max_us: book.slowest_ns as f64 / 1e3,
-            decisions: book.latency.iter().sum(),
+            decision_p50_us: all.p50_us,
+            decision_p99_us: all.p99_us,
+            decision_max_us: all.max_us,
+            decision_max_what: slowest.what(),
+            decisions: all.count,
+            decisions_by_kind: Scale::ALL
+                .map(|scale| Decisions::new(scale.what(), &book.latency[scale as usize]))
+                .into(),
             store_writes_per_second: book.writes as f64 / seconds,
             record_bytes_max: book.record_bytes,
             bytes_per_worker_per_second: (book.down_bytes + self.all_up_bytes(seconds)) as f64
@@ -288,33 +246,52 @@ impl Run<'_> {
     }
 }
 
-/// Goodput at each of these mean lives, over at most `steps` steps.
+/// Losses after which a figure of another rate is known well enough.
+const RATE_LOSSES: u64 = 200;
+/// A worker's steps that a figure of another rate may cost in all, and its least and most steps.
+const RATE_WORKER_STEPS: u64 = 100_000_000;
+const RATE_STEPS: (u64, u64) = (3_000, 1_000_000);
+
+/// Goodput at each of these mean lives: over 200 losses, or as many steps as can be afforded. The data are taken to be
+/// endless. `threads` of them are simulated at once; `done` is told how many are ready.
 #[must_use]
-pub fn rates(fleet: &Fleet, mean_lives_s: &[u64], steps: u64) -> Vec<Goodput> {
-    let at = |life: &u64| {
+pub fn rates(fleet: &Fleet, mean_lives_s: &[u64], threads: usize, done: &(dyn Fn(usize) + Sync)) -> Vec<Goodput> {
+    let at = |life: u64| {
         let mut other = fleet.clone();
-        other.faults.mean_life_s = *life;
-        other.steps_max = steps;
+        other.faults.mean_life_s = life;
+        let (least, most) = RATE_STEPS;
+        other.steps_max = match life {
+            0 => least, // nothing happens in more of them either
+            _ => (RATE_WORKER_STEPS / u64::from(fleet.workers.max(1))).clamp(least, most),
+        };
+        other.samples = u64::from(fleet.batch).saturating_mul(other.steps_max);
         let mut run = Run::new(&other, &|| 0);
+        run.losses_max = RATE_LOSSES;
         run.go(&mut |_, _| ());
         run.goodput()
     };
-    mean_lives_s.iter().map(at).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn latency_percentiles_are_within_an_eighth() {
-        let mut book = Book::default();
-        for ns in 1..=100_000u64 {
-            book.decision(ns);
+    let (next, ready) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let work = || {
+        let mut mine = Vec::new();
+        while let Some((index, life)) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, mean_lives_s.get(i)?)))
+        {
+            mine.push((index, at(*life)));
+            done(ready.fetch_add(1, Ordering::Relaxed) + 1);
         }
-        for (of_thousand, exact) in [(500, 50_000.0), (990, 99_000.0)] {
-            let ratio = book.latency_ns(of_thousand) as f64 / exact;
-            assert!((0.99..1.13).contains(&ratio), "{of_thousand}: {ratio}");
+        mine
+    };
+    let mut all: Vec<(usize, Goodput)> = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads.min(mean_lives_s.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let mut all = work();
+        // A thread that panicked had a bug: that goes on here.
+        for other in others {
+            all.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
-    }
+        all
+    });
+    all.sort_unstable_by_key(|(index, _)| *index);
+    all.into_iter().map(|(_, goodput)| goodput).collect()
 }

@@ -1,5 +1,7 @@
 //! Worlds from outside: seeds hold, equal seeds are equal, planted faults count.
 
+mod fleet;
+
 use argosy_common::rules::Shipped;
 use argosy_sim::{Config, Fault, FaultKind, Outcome, run, run_with, schedule, shrink};
 use std::collections::BTreeMap;
