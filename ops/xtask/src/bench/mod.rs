@@ -18,6 +18,7 @@ mod page;
 mod quiet;
 mod ring;
 mod session;
+mod sim;
 
 use crate::paths::Paths;
 pub(crate) use figure::{Better, Bound, Measure};
@@ -40,6 +41,8 @@ const BENCHES: &[&Bench] = &[
     &loader_photos::LARGE,
     &loader_photos::CORES,
     &ring::BENCH,
+    &sim::PASS,
+    &sim::DECISIONS,
 ];
 
 /// What was asked for on the command line.

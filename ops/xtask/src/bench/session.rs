@@ -155,6 +155,38 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Rounds of ours, each of which gives all of these figures at once.
+    pub(crate) fn alone_many(
+        &mut self,
+        measures: Vec<Measure>,
+        mut ours: impl FnMut(&Self) -> Result<Vec<f64>>,
+    ) -> Result<()> {
+        self.look_round()?;
+        let mut figures: Vec<Figure> = measures.into_iter().map(|measure| self.start(measure, "")).collect();
+        for round in 0..self.wish.rounds {
+            let values = ours(self)?;
+            ensure!(
+                values.len() == figures.len(),
+                "{} values of {} figures",
+                values.len(),
+                figures.len()
+            );
+            let mut said = String::new();
+            for (figure, value) in figures.iter_mut().zip(values) {
+                figure.ours.push(value);
+                said += &format!("{} {value:.4} {}, ", figure.measure.label, figure.measure.unit);
+            }
+            eprintln!(
+                "round {}/{}: {}",
+                round + 1,
+                self.wish.rounds,
+                said.trim_end_matches(", ")
+            );
+        }
+        self.figures.extend(figures);
+        Ok(())
+    }
+
     /// A sentence for the report, such as a median that explains a figure.
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
