@@ -2,9 +2,11 @@
 //!
 //! TOML, `version = 1`. Unknown keys are refused with the nearest known name. OpenCLIP's flag names where they exist.
 
+mod cache;
 mod check;
 mod unknown;
 
+pub use cache::CacheConfig;
 pub use check::ConfigError;
 pub use unknown::nearest;
 
@@ -34,6 +36,9 @@ pub struct Job {
     /// When the state is made durable.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
+    /// What is kept of the data on each machine's disk.
+    #[serde(default)]
+    pub cache: CacheConfig,
     /// What committed checkpoints are evaluated on, beside the training.
     #[serde(default)]
     pub evaluation: EvaluationConfig,
@@ -97,6 +102,10 @@ pub struct DataConfig {
     /// but other pixels than OpenCLIP's.
     #[serde(default)]
     pub fast_decode: bool,
+    /// Resizes every picture to at most this many pixels a side first, keeps that in the cache, and crops from it: faster from
+    /// the second pass on, but other pixels than OpenCLIP's fresh crops.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resized_side: Option<u32>,
     /// Which of several captions a row is trained with.
     #[serde(default)]
     pub caption_draw: CaptionDraw,

@@ -45,6 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         data,
         decode_threads,
         prefetch_steps: 4,
+        cache: None,
     };
     let (samples, elapsed, loader) = measure(Loader::new(Arc::new(index), config)?, seconds, has("f32"))?;
     let stats = loader.stats();

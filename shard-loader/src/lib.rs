@@ -10,6 +10,7 @@
 //! Pictures are JPEG, PNG or WebP, told by their bytes. GIF and BMP, which OpenCLIP would read, are masked `format`.
 
 pub mod batch;
+pub mod cache;
 pub mod check;
 pub mod decode;
 pub mod error;
@@ -33,6 +34,7 @@ mod html;
 mod thumbnail;
 
 pub use batch::LaneBatch;
+pub use cache::{CacheStats, DiskCache};
 pub use error::{BlockCause, DataError, LoaderError};
 pub use eval::{EvalConfig, EvalReader, EvalSample};
 pub use index::{BuildConfig, BuildReport, Filter, Index, Progress};

@@ -132,6 +132,7 @@ pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
     if !(1..=4096).contains(&job.data.window_factor) {
         return refuse("data.window_factor", job.data.window_factor.to_string(), "1 to 4096");
     }
+    super::cache::check(file, job)?;
     check_captions(file, job)?;
     check_augmentation(file, job)?;
     check_evaluation(file, job)?;

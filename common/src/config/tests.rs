@@ -91,6 +91,21 @@ fn values_out_of_range_name_the_key_and_the_range() {
             "global_batch = 64\n[failure]\nfailure_budget_ms = 1",
             "failure.failure_budget_ms",
         ),
+        (
+            "global_batch = 64",
+            "global_batch = 64\n[cache]\nfolder = \"kept\"",
+            "cache.bytes_max",
+        ),
+        (
+            "global_batch = 64",
+            "global_batch = 64\n[cache]\nfolder = \"s3://bucket\"\nbytes_max = 1",
+            "cache.folder",
+        ),
+        (
+            "[[data.sources]]",
+            "[data]\nresized_side = 288\n[[data.sources]]",
+            "data.resized_side",
+        ),
     ] {
         let text = good().replacen(from, to, 1);
         match job(&text) {
@@ -119,6 +134,7 @@ fn config_hash_ignores_workers_and_cadence_but_not_the_learning_rate() {
     let mut other = base.clone();
     other.workers.target = 8;
     other.checkpoint.every_samples = 77;
+    other.cache.bytes_max = 1;
     other.train.threads = Some(3);
     other.train.device = "cpu".into();
     other.train.grad_checkpointing = true;

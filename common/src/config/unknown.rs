@@ -17,6 +17,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "train",
             "workers",
             "checkpoint",
+            "cache",
             "evaluation",
             "failure",
         ],
@@ -46,6 +47,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "window_factor",
             "window_bytes_max",
             "fast_decode",
+            "resized_side",
             "caption_draw",
             "caption_weights",
             "filter",
@@ -91,6 +93,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
         "checkpoint",
         &["every_samples", "every_s", "keep_last", "keep_every_samples", "url"],
     ),
+    ("cache", &["folder", "bytes_max", "free_bytes_min"]),
     ("evaluation", &["every_samples", "threads", "batch", "sets"]),
     ("evaluation.sets", &["name", "data", "classes", "templates"]),
     ("failure", &["failure_budget_ms", "worker_errors_max"]),
@@ -172,8 +175,8 @@ fn line_of_key(text: &str, key: &str) -> usize {
 #[cfg(test)]
 pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
     use crate::config::{
-        AugmentationConfig, CaptionDraw, CheckpointConfig, DataConfig, EvaluationConfig, EvaluationSet, FailureConfig,
-        FilterConfig, ModelConfig, Source, TrainConfig, WorkersConfig,
+        AugmentationConfig, CacheConfig, CaptionDraw, CheckpointConfig, DataConfig, EvaluationConfig, EvaluationSet,
+        FailureConfig, FilterConfig, ModelConfig, Source, TrainConfig, WorkersConfig,
     };
     fn keys<T: serde::Serialize>(value: &T) -> Vec<String> {
         let json = serde_json::to_value(value).expect("our structs serialise");
@@ -194,6 +197,7 @@ pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
         window_factor: 0,
         window_bytes_max: 0,
         fast_decode: false,
+        resized_side: Some(0),
         caption_draw: CaptionDraw::First,
         caption_weights: Vec::new(),
         filter: FilterConfig::default(),
@@ -214,6 +218,7 @@ pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
         ("train", keys(&TrainConfig::default())),
         ("workers", keys(&WorkersConfig::default())),
         ("checkpoint", keys(&CheckpointConfig::default())),
+        ("cache", keys(&CacheConfig::default())),
         ("evaluation", keys(&EvaluationConfig::default())),
         ("evaluation.sets", keys(&set)),
         ("failure", keys(&FailureConfig::default())),

@@ -1,6 +1,7 @@
 //! Windows of lanes as bytes: few large requests, cached until their last position is handed out.
 
 use super::LoaderConfig;
+use super::rows::RowCache;
 use super::stats::{Counters, Stage};
 use crate::error::{BlockCause, DataError, LoaderError};
 use crate::index::{ChunkedShard, Filter, Index, ShardRecord, walk_shard};
@@ -28,7 +29,14 @@ const WALKED_MAX: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) enum RawBytes {
     /// Headers and data of its members.
-    Found(Bytes),
+    Found {
+        /// Its first byte in the shard.
+        start: u64,
+        /// What the store gave.
+        bytes: Bytes,
+    },
+    /// The cache has it; these are its bytes in the shard.
+    OnDisk(Range<u64>),
     /// It cannot be trained.
     Masked(MaskReason),
 }
@@ -71,6 +79,7 @@ struct Need {
 pub(super) struct Fetcher {
     index: Arc<Index>,
     store: Store,
+    cache: RowCache,
     sampler: Sampler,
     sample_bytes_max: u64,
     counters: Arc<Counters>,
@@ -81,12 +90,19 @@ pub(super) struct Fetcher {
 }
 
 impl Fetcher {
-    pub(super) fn new(index: Arc<Index>, store: Store, config: &LoaderConfig, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(
+        index: Arc<Index>,
+        store: Store,
+        cache: RowCache,
+        config: &LoaderConfig,
+        counters: Arc<Counters>,
+    ) -> Self {
         let sampler = Sampler::new(config.shape.clone());
         let sample_bytes_max = config.data.max_sample_bytes;
         Self {
             index,
             store,
+            cache,
             sampler,
             sample_bytes_max,
             counters,
@@ -170,6 +186,7 @@ impl Fetcher {
                 Some(range) if range.end - range.start > self.sample_bytes_max => {
                     self.put(&need, RawBytes::Masked(MaskReason::Bytes));
                 }
+                Some(range) if self.cache.has(need.sample, range.start) => self.put(&need, RawBytes::OnDisk(range)),
                 Some(range) => {
                     need.range = range;
                     placed.push(need);
@@ -198,7 +215,9 @@ impl Fetcher {
             let start = requests[i].range.start;
             for need in groups[i] {
                 let slice = (need.range.start - start) as usize..(need.range.end - start) as usize;
-                self.put(need, RawBytes::Found(bytes.slice(slice)));
+                let (start, bytes) = (need.range.start, bytes.slice(slice));
+                self.cache.keep_bytes(need.sample, start, &bytes, false);
+                self.put(need, RawBytes::Found { start, bytes });
             }
         });
         // What was fetched stays, for the next try.

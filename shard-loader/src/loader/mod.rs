@@ -6,12 +6,14 @@
 mod fetch;
 mod prepare;
 mod report;
+mod rows;
 mod stats;
 
 pub use report::StageReport;
 pub use stats::LoaderStats;
 
 use crate::batch::LaneBatch;
+use crate::cache::DiskCache;
 use crate::error::{DataError, LoaderError};
 use crate::index::Index;
 use crate::store::{RetryPolicy, Store};
@@ -19,6 +21,7 @@ use argosy_common::config::DataConfig;
 use argosy_common::shape::RunShape;
 use fetch::{Fetcher, RawLane};
 use prepare::Preparer;
+use rows::RowCache;
 use stats::Counters;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -41,6 +44,8 @@ pub struct LoaderConfig {
     pub decode_threads: usize,
     /// Steps that are made ahead of the trainer, at least 1.
     pub prefetch_steps: usize,
+    /// Where rows are kept, if anywhere.
+    pub cache: Option<DiskCache>,
 }
 
 /// Makes the batches of its lanes. Shared between threads; dropping it ends its threads.
@@ -48,6 +53,7 @@ pub struct LoaderConfig {
 pub struct Loader {
     inner: Arc<Inner>,
     store: Store,
+    cache: RowCache,
     decode_threads: usize,
     report_file: Option<PathBuf>,
     threads: Vec<JoinHandle<()>>,
@@ -119,7 +125,7 @@ impl Loader {
     /// Starts the threads. Nothing is read before [`Loader::assign`].
     ///
     /// # Errors
-    /// When the shape is not the index's, or the system gives no threads.
+    /// When the shape is not the index's, kept pictures would be too small, or the system gives no threads.
     pub fn new(index: Arc<Index>, config: LoaderConfig) -> Result<Self, DataError> {
         Self::over(index, config, Store::new(RetryPolicy::default())?)
     }
@@ -142,11 +148,19 @@ impl Loader {
             prefetch_steps: config.prefetch_steps.max(1) as u64,
         });
         let (own_store, decode_threads) = (store.clone(), config.decode_threads.max(1));
-        let fetcher = Fetcher::new(Arc::clone(&index), store.clone(), &config, Arc::clone(&counters));
-        let preparer = Preparer::new(index, store, &config, counters)?;
+        let cache = RowCache::new(config.cache.clone(), &index, &config.data, config.image_size)?;
+        let fetcher = Fetcher::new(
+            Arc::clone(&index),
+            store.clone(),
+            cache.clone(),
+            &config,
+            Arc::clone(&counters),
+        );
+        let preparer = Preparer::new(index, store, cache.clone(), &config, counters)?;
         let mut loader = Self {
             inner: Arc::clone(&inner),
             store: own_store,
+            cache,
             decode_threads,
             report_file: None,
             threads: Vec::new(),
@@ -244,6 +258,7 @@ impl Loader {
             threads: self.decode_threads,
             stats: self.stats(),
             store: self.store.stats(),
+            cache: self.cache.stats(),
             fetched_depth: mean(state.fetched_seen),
             ready_depth: mean(state.ready_seen),
         }

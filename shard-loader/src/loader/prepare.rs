@@ -2,8 +2,10 @@
 
 use super::LoaderConfig;
 use super::fetch::{RawBytes, RawLane, RawRow};
+use super::rows::{RowCache, Stored};
 use super::stats::{Counters, Stage};
 use crate::batch::LaneBatch;
+use crate::cache::Kept;
 use crate::decode::{Reduction, Rgb, decode_reduced};
 use crate::error::{BlockCause, DataError, LoaderError};
 use crate::index::Index;
@@ -20,6 +22,7 @@ use argosy_common::steplog::{MaskReason, RowState};
 use bytes::Bytes;
 use rayon::prelude::*;
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,6 +31,7 @@ use std::time::Instant;
 struct Bench {
     transformer: Transformer,
     picture: Rgb,
+    resized: Rgb,
 }
 
 thread_local! {
@@ -39,6 +43,7 @@ thread_local! {
 pub(super) struct Preparer {
     index: Arc<Index>,
     store: Store,
+    cache: RowCache,
     pool: rayon::ThreadPool,
     tokenizer: Tokenizer,
     keys: Keys,
@@ -53,6 +58,7 @@ impl Preparer {
     pub(super) fn new(
         index: Arc<Index>,
         store: Store,
+        cache: RowCache,
         config: &LoaderConfig,
         counters: Arc<Counters>,
     ) -> Result<Self, DataError> {
@@ -66,6 +72,7 @@ impl Preparer {
         let keys = Keys::new(image_key, text_key);
         Ok(Self {
             store,
+            cache,
             pool,
             tokenizer: Tokenizer::new(config.context_length as usize),
             keys,
@@ -131,68 +138,121 @@ impl Preparer {
         pixels: &mut [u8],
         tokens: &mut [i32],
     ) -> Result<Result<u16, MaskReason>, LoaderError> {
-        let bytes = match &row.bytes {
-            RawBytes::Found(bytes) => bytes,
-            RawBytes::Masked(reason) => return Ok(Err(*reason)),
-        };
         let key = RowKey {
             seed: self.seed,
             lane,
             position: row.position,
         };
-        let first = self.fill(bytes, key, pixels, tokens);
-        if first != Err(MaskReason::Format) {
+        let (start, bytes, confirmed) = match &row.bytes {
+            RawBytes::Masked(reason) => return Ok(Err(*reason)),
+            RawBytes::Found { start, bytes } => (*start, bytes.clone(), false),
+            RawBytes::OnDisk(range) => match self.cache.get(row.sample, range.start) {
+                Some(Stored::Picture(kept)) => return Ok(self.fill_kept(&kept, key, pixels, tokens)),
+                Some(Stored::Bytes(kept)) => (range.start, kept.bytes, kept.confirmed),
+                None => {
+                    let bytes = self.fetch(lane, row.sample, range.clone())?;
+                    self.cache.keep_bytes(row.sample, range.start, &bytes, false);
+                    (range.start, bytes, false)
+                }
+            },
+        };
+        let at = (row.sample, start);
+        let first = self.fill(at, &bytes, key, pixels, tokens);
+        if first != Err(MaskReason::Format) || confirmed {
             return Ok(first);
         }
         // Bytes may break on their way; only what fails twice is the picture's own fault.
         let again = self.fetch_again(lane, row.sample)?;
-        if again == *bytes {
+        if !again.is_empty() {
+            self.cache.keep_bytes(row.sample, start, &again, again == bytes);
+        }
+        if again == bytes {
             return Ok(first);
         }
-        Ok(self.fill(&again, key, pixels, tokens))
+        Ok(self.fill(at, &again, key, pixels, tokens))
     }
 
     fn fetch_again(&self, lane: u32, sample: SampleId) -> Result<Bytes, LoaderError> {
         // What was found once is found again; a shard without known places was read whole and is not asked again.
-        let Ok(Some(place)) = self.index.place(sample) else {
-            return Ok(Bytes::new());
-        };
-        let (range, shard) = (place.range.clone(), place.location);
-        self.store
-            .read(&place.read(range.clone()))
-            .map_err(|e| LoaderError::LaneBlocked {
-                lane,
-                shard: shard.to_owned(),
-                range,
-                cause: BlockCause::of(&e),
-                error: e.to_string(),
-            })
+        match self.index.place(sample) {
+            Ok(Some(place)) => self.fetch(lane, sample, place.range),
+            _ => Ok(Bytes::new()),
+        }
     }
 
-    fn fill(&self, bytes: &Bytes, key: RowKey, pixels: &mut [u8], tokens: &mut [i32]) -> Result<u16, MaskReason> {
-        let (image, captions) = members(bytes, &self.keys).ok_or(MaskReason::Missing)?;
+    /// Bytes `range` of the sample's shard, from the store.
+    fn fetch(&self, lane: u32, sample: SampleId, range: Range<u64>) -> Result<Bytes, LoaderError> {
+        let Some(shard) = self.index.whole_shard(sample.source, sample.shard) else {
+            return Ok(Bytes::new());
+        };
+        let read = self.store.read(&shard.read(range.clone()));
+        self.counters.read(read.as_ref().map_or(0, |bytes| bytes.len() as u64));
+        read.map_err(|e| LoaderError::LaneBlocked {
+            lane,
+            shard: shard.location.to_owned(),
+            range,
+            cause: BlockCause::of(&e),
+            error: e.to_string(),
+        })
+    }
+
+    /// The tokens of the caption that is drawn; gives their number.
+    fn caption(&self, captions: &[Caption], key: RowKey, tokens: &mut [i32]) -> Result<u16, MaskReason> {
         let started = Instant::now();
         let mut draws = Draws::new(key.seed, Purpose::Caption, key.lane, key.position);
-        let caption = sample::choose(&captions, &self.data, &mut draws).ok_or(MaskReason::Caption)?;
+        let caption = sample::choose(captions, &self.data, &mut draws).ok_or(MaskReason::Caption)?;
         let length = self.tokenizer.row(caption, tokens);
-        let tokenized = Instant::now();
-        self.counters.spent(Stage::Tokenize, tokenized - started);
+        self.counters.spent(Stage::Tokenize, started.elapsed());
+        Ok(length)
+    }
+
+    /// One row from its bytes, which begin at byte `at.1` of the shard of sample `at.0`.
+    fn fill(
+        &self,
+        at: (SampleId, u64),
+        bytes: &Bytes,
+        key: RowKey,
+        pixels: &mut [u8],
+        tokens: &mut [i32],
+    ) -> Result<u16, MaskReason> {
+        let (image, captions) = members(bytes, &self.keys).ok_or(MaskReason::Missing)?;
+        let length = self.caption(&captions, key, tokens)?;
+        let started = Instant::now();
         BENCH.with_borrow_mut(|bench| {
             let augment = &self.data.aug_cfg;
-            let choose = |full| match self.data.fast_decode {
-                true => Transformer::reduction(full, self.side, augment, key),
-                false => Reduction::None,
+            let choose = |full| match (self.data.fast_decode, self.data.resized_side) {
+                (true, Some(side)) => Reduction::suited(full, (side as usize, side as usize)),
+                (true, None) => Transformer::reduction(full, self.side, augment, key),
+                (false, _) => Reduction::None,
             };
             let decoded = decode_reduced(&image, self.data.max_image_pixels, &mut bench.picture, choose);
             let ended = Instant::now();
-            self.counters.spent(Stage::Decode, ended - tokenized);
+            self.counters.spent(Stage::Decode, ended - started);
             let full = decoded?;
-            bench
-                .transformer
-                .train(&bench.picture, full, self.side, augment, key, pixels);
+            let transformer = &mut bench.transformer;
+            let mut picture = &bench.picture;
+            if let Some(side) = self.data.resized_side {
+                transformer.shrink(picture, side as usize, &mut bench.resized);
+                picture = &bench.resized;
+                self.cache.keep_picture(at.0, at.1, full, picture, &captions);
+            }
+            transformer.train(picture, full, self.side, augment, key, pixels);
             self.counters.spent(Stage::Transform, ended.elapsed());
             Ok(length)
         })
+    }
+
+    /// One row from its kept picture: what [`fill`](Self::fill) makes when pictures are resized first.
+    fn fill_kept(&self, kept: &Kept, key: RowKey, pixels: &mut [u8], tokens: &mut [i32]) -> Result<u16, MaskReason> {
+        let length = self.caption(&kept.captions, key, tokens)?;
+        let started = Instant::now();
+        let augment = &self.data.aug_cfg;
+        BENCH.with_borrow_mut(|bench| {
+            let (picture, full) = (&kept.picture, kept.full);
+            bench.transformer.train(picture, full, self.side, augment, key, pixels);
+        });
+        self.counters.spent(Stage::Transform, started.elapsed());
+        Ok(length)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where a loader's time went, stage by stage, and one sentence that says what holds the trainer up.
 
 use super::LoaderStats;
+use crate::cache::CacheStats;
 use crate::store::StoreStats;
 use serde_json::{Value, json};
 
@@ -15,6 +16,8 @@ pub struct StageReport {
     pub stats: LoaderStats,
     /// What reading took.
     pub store: StoreStats,
+    /// What the disk cache did.
+    pub cache: CacheStats,
     /// Mean number of fetched steps that waited to be decoded, when the trainer came for one.
     pub fetched_depth: f64,
     /// Mean number of finished steps that waited then.
@@ -114,6 +117,11 @@ impl StageReport {
             "retries": self.store.retries,
             "hedges": self.store.hedges,
             "stalls": self.store.stalls,
+            "cache_rows": self.cache.rows,
+            "cache_bytes": self.cache.bytes,
+            "cache_kept": self.cache.kept,
+            "cache_broken": self.cache.broken,
+            "cache_refused": self.cache.refused,
             "rows_beyond": s.rows_beyond,
             "verdict": self.verdict(),
         })
@@ -138,6 +146,7 @@ mod tests {
                 ..LoaderStats::default()
             },
             store: StoreStats::default(),
+            cache: CacheStats::default(),
             fetched_depth: 0.0,
             ready_depth: 0.0,
         }

@@ -79,6 +79,13 @@ impl Transformer {
         color::augment(out, augment, &mut key.draws(Purpose::Color));
     }
 
+    /// The picture with no side longer than `side`, each side by itself: what `data.resized_side` keeps. Crops are drawn in the
+    /// whole picture's sizes, so the ratio of the sides may change here.
+    pub fn shrink(&mut self, picture: &Rgb, side: usize, out: &mut Rgb) {
+        let (width, height) = (picture.width.min(side), picture.height.min(side));
+        self.resizer.resize(picture, Crop::whole(picture), width, height, out);
+    }
+
     /// The evaluation transform, bit-equal to OpenCLIP's with Pillow 13.0.0. Writes `[side, side, 3]` into `out`.
     pub fn evaluate(&mut self, picture: &Rgb, side: usize, mode: ResizeMode, out: &mut [u8]) {
         let (width, height) = match mode {

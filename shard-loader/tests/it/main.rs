@@ -5,10 +5,12 @@
 )]
 
 mod bad_input;
+mod cache;
 mod captions;
 mod fuzz;
 mod goldens;
 mod hostile;
 mod lanes;
+mod memory;
 mod stores;
 mod support;

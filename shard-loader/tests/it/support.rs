@@ -94,5 +94,6 @@ pub(crate) fn loader_config(sources: Vec<SourceShape>, batch: u32, lanes: u32, p
         data,
         decode_threads: 2,
         prefetch_steps: 2,
+        cache: None,
     }
 }

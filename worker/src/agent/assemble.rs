@@ -14,7 +14,7 @@ use argosy_common::ids::WorkerId;
 use argosy_common::numeric::{self, NumericClass};
 use argosy_common::shape::RunShape;
 use argosy_rpc::Welcome;
-use argosy_shard_loader::{DataError, Index, Loader, LoaderConfig};
+use argosy_shard_loader::{DataError, DiskCache, Index, Loader, LoaderConfig};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -52,6 +52,7 @@ pub(crate) fn trainer(
         data: job.data.clone(),
         decode_threads: welcome.decode_threads.max(1) as usize,
         prefetch_steps: PREFETCH_STEPS,
+        cache: cache(welcome).map_err(data_error)?,
     };
     let mut loader = Loader::new(Arc::new(index), loader_config).map_err(data_error)?;
     loader.report_to(
@@ -85,6 +86,16 @@ pub(crate) fn trainer(
         emit,
     };
     Trainer::new(setup, loader)
+}
+
+/// The disk cache that the job names.
+fn cache(welcome: &Welcome) -> Result<Option<DiskCache>, DataError> {
+    let config = &welcome.job.cache;
+    let open = |folder: &String| {
+        let folder = Path::new(&welcome.job_dir).join(folder);
+        DiskCache::open(&folder, config.bytes_max, config.free_bytes_min)
+    };
+    config.folder.as_ref().map(open).transpose()
 }
 
 /// What the job asks of the engine.
