@@ -248,6 +248,19 @@ impl Loader {
         }
     }
 
+    /// Waits until the batches of the next `steps` steps lie ready, none of them taken. `false` when `timeout` passes first, as
+    /// it does for more steps than are made ahead.
+    pub fn wait_ready(&self, steps: usize, timeout: Duration) -> bool {
+        let state = self.inner.lock();
+        let lacks = |state: &mut State| {
+            let wanted = state.take..state.take + steps as u64;
+            let whole = |step: u64| state.ready.get(&step).map_or(0, BTreeMap::len) == state.lanes.len();
+            state.plan == 0 || !wanted.into_iter().all(whole)
+        };
+        let waited = self.inner.changed.wait_timeout_while(state, timeout, lacks);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
     /// Where the time went, stage by stage.
     #[must_use]
     pub fn report(&self) -> StageReport {

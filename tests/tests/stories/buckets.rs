@@ -223,3 +223,48 @@ fn story_init_of_a_folder_and_of_a_bucket_writes_a_job_that_run_accepts_unchange
         );
     }
 }
+
+#[test]
+fn story_run_over_a_bucket_that_was_read_once_trains_without_it() {
+    let _turn = my_turn();
+    let stage = stage(2, "");
+    let (double, mut more) = bucket(&stage);
+    let environment = double.environment();
+    let index = format!("data.index={:?}", text(&stage.path("squares.argosy")));
+    let folder = format!("cache.folder={:?}", text(&stage.path("kept")));
+    more.extend(["--set", &index, "--set", &folder, "--set", "cache.bytes_max=100000000"]);
+    let mut run = start(&stage, &environment, &stage.path("first"), 2, &more);
+    assert_eq!(run.wait_for_end(), 0, "{}", run.dump());
+
+    double
+        .faults()
+        .add(Rule::new(Op::Get, Fault::Status(404)).key("squares").forever());
+    let reads = || {
+        double
+            .faults()
+            .calls()
+            .iter()
+            .filter(|c| c.key.contains("squares"))
+            .count()
+    };
+    let before = reads();
+    let dir = stage.path("second");
+    let mut run = start(&stage, &environment, &dir, 1, &more);
+    assert_eq!(run.wait_for_end(), 0, "{}", run.dump());
+    assert_eq!(reads(), before, "the second run asked for shards");
+    assert_eq!(audit_in(&environment, &dir)["trained"], 2 * (SHARDS * ROWS) as u64);
+    let report = std::fs::read_to_string(dir.join("loader/w0.json")).or_else(|_| {
+        let mut reports = std::fs::read_dir(dir.join("loader")).expect("reports");
+        std::fs::read_to_string(reports.next().expect("a report").expect("an entry").path())
+    });
+    let report: serde_json::Value = serde_json::from_str(&report.expect("a report")).expect("JSON");
+    assert_eq!(report["bytes"], 0, "{report:#}");
+    assert!(
+        report["cache_rows"].as_u64() >= Some(2 * (SHARDS * ROWS) as u64),
+        "{report:#}"
+    );
+    assert!(
+        weights_in(&environment, &stage.path("first")) == weights_in(&environment, &dir),
+        "other bits"
+    );
+}
