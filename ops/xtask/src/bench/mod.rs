@@ -14,11 +14,13 @@ use anyhow::{Context, Result, bail};
 mod figure;
 mod loader_demo;
 mod loader_photos;
+mod loss;
 mod page;
 mod quiet;
 mod ring;
 mod session;
 mod sim;
+mod step;
 
 use crate::paths::Paths;
 pub(crate) use figure::{Better, Bound, Measure};
@@ -40,6 +42,10 @@ const BENCHES: &[&Bench] = &[
     &loader_photos::SMALL,
     &loader_photos::LARGE,
     &loader_photos::CORES,
+    &step::FP32,
+    &step::BF16,
+    &step::SMALL,
+    &loss::BENCH,
     &ring::BENCH,
     &sim::PASS,
     &sim::DECISIONS,
