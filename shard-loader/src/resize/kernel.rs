@@ -11,6 +11,8 @@ pub enum Isa {
     Sse41,
     /// 32 bytes at a time.
     Avx2,
+    /// As before, and dot products over 64 bytes.
+    Avx512,
 }
 
 impl Isa {
@@ -25,6 +27,9 @@ impl Isa {
     pub fn available() -> &'static [Self] {
         #[cfg(target_arch = "x86_64")]
         {
+            if super::vnni::available() && std::is_x86_feature_detected!("avx2") {
+                return &[Self::Scalar, Self::Sse41, Self::Avx2, Self::Avx512];
+            }
             if std::is_x86_feature_detected!("avx2") {
                 return &[Self::Scalar, Self::Sse41, Self::Avx2];
             }
@@ -86,6 +91,8 @@ fn weigh(bytes: &[u8], step: usize, values: &[i32]) -> u8 {
 pub(super) fn vertical(isa: Isa, view: &View<'_>, weights: &Weights, out: &mut [u8]) {
     match isa {
         #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => super::vnni::vertical(view, weights, out),
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => super::x86::vertical_avx2(view, weights, out),
         #[cfg(target_arch = "x86_64")]
         Isa::Sse41 => super::x86::vertical_sse41(view, weights, out),
@@ -105,14 +112,24 @@ pub(super) fn vertical_row_from(start: usize, y: usize, view: &View<'_>, weights
     }
 }
 
-/// Every output column is a weighted sum of input columns. `out` holds `view.height` rows of `weights.len()` pixels;
-/// `block` is room that is used again.
-pub(super) fn horizontal(isa: Isa, view: &View<'_>, weights: &Weights, block: &mut Vec<u8>, out: &mut [u8]) {
+/// What a horizontal pass needs besides; used again from picture to picture.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    #[cfg(target_arch = "x86_64")]
+    block: Vec<u8>,
+    #[cfg(target_arch = "x86_64")]
+    plan: super::vnni::Plan,
+}
+
+/// Every output column is a weighted sum of input columns. `out` holds `view.height` rows of `weights.len()` pixels.
+pub(super) fn horizontal(isa: Isa, view: &View<'_>, weights: &Weights, room: &mut Room, out: &mut [u8]) {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::x86::horizontal_avx2(view, weights, block, out),
+        Isa::Avx512 if super::vnni::horizontal(view, weights, &mut room.plan, out) => {}
         #[cfg(target_arch = "x86_64")]
-        Isa::Sse41 => super::x86::horizontal_sse41(view, weights, block, out),
+        Isa::Avx2 | Isa::Avx512 => super::x86::horizontal_avx2(view, weights, &mut room.block, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Sse41 => super::x86::horizontal_sse41(view, weights, &mut room.block, out),
         _ => {
             for (y, row) in out.chunks_exact_mut(weights.len() * 3).enumerate() {
                 let from = view.row(y);

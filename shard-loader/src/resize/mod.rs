@@ -6,6 +6,8 @@
 //! that shrink more in height.
 
 mod kernel;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -13,7 +15,7 @@ mod x86;
 pub use kernel::Isa;
 
 use crate::decode::Rgb;
-use kernel::{View, horizontal, vertical};
+use kernel::{Room, View, horizontal, vertical};
 use std::ops::Range;
 use weights::Weights;
 
@@ -62,7 +64,7 @@ pub struct Resizer {
     horizontal: Weights,
     vertical: Weights,
     between: Vec<u8>,
-    block: Vec<u8>,
+    room: Room,
 }
 
 impl Default for Resizer {
@@ -80,7 +82,7 @@ impl Resizer {
             horizontal: Weights::default(),
             vertical: Weights::default(),
             between: Vec::new(),
-            block: Vec::new(),
+            room: Room::default(),
         }
     }
 
@@ -145,17 +147,17 @@ impl Resizer {
         let isa = self.isa;
         match (need_horizontal, need_vertical) {
             (false, false) => view.copy_to(out),
-            (true, false) => horizontal(isa, &view, &self.horizontal, &mut self.block, out),
+            (true, false) => horizontal(isa, &view, &self.horizontal, &mut self.room, out),
             (false, true) => vertical(isa, &view, &self.vertical, out),
             (true, true) if vertical_first => {
                 self.between.resize(from_width * height * 3, 0);
                 vertical(isa, &view, &self.vertical, &mut self.between);
                 let half = View::whole(&self.between, from_width, height);
-                horizontal(isa, &half, &self.horizontal, &mut self.block, out);
+                horizontal(isa, &half, &self.horizontal, &mut self.room, out);
             }
             (true, true) => {
                 self.between.resize(width * from_height * 3, 0);
-                horizontal(isa, &view, &self.horizontal, &mut self.block, &mut self.between);
+                horizontal(isa, &view, &self.horizontal, &mut self.room, &mut self.between);
                 let half = View::whole(&self.between, width, from_height);
                 vertical(isa, &half, &self.vertical, out);
             }
