@@ -184,6 +184,8 @@ pub(crate) struct Process<R: Rules> {
     pub(crate) session: Option<usize>,
     pub(crate) warm: bool,
     pub(crate) trainer: Trainer,
+    /// Its step log has yet to say that it began with nothing.
+    pub(crate) log_opens: bool,
     pub(crate) frames: VecDeque<Frame>,
     /// Given by the parent on one machine.
     pub(crate) reserved: Option<(WorkerId, u32)>,
@@ -217,6 +219,7 @@ impl<R: Rules> Process<R> {
                 logged: BTreeSet::from([name]),
                 history: VecDeque::new(),
             },
+            log_opens: name == StateName::INITIAL,
             frames: VecDeque::new(),
             reserved: None,
             flaps: None,

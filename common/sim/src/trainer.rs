@@ -13,7 +13,7 @@ use argosy_common::ids::{Generation, StateName};
 use argosy_common::invariants::{clean_source, counts_add_up, lease_held};
 use argosy_common::plan::{Plan, StateSource};
 use argosy_common::rules::Rules;
-use argosy_common::steplog::StepRecord;
+use argosy_common::steplog::{STEP_LOG_VERSION, StepRecord};
 use std::collections::BTreeMap;
 
 /// States kept for members that come back with an old one.
@@ -238,6 +238,7 @@ impl<R: Rules> World<R> {
         let Some(inside) = &trainer.inside else { return };
         let At::Healing { source } = inside.at else { return };
         let base = inside.plan.base;
+        let (generation, plan_source) = (inside.plan.generation, inside.plan.source.clone());
         let still_there = source.is_none_or(|s| self.gives(s, process, base).is_some());
         if let (Some(source), true) = (source, still_there && took.is_some()) {
             let from = &self.processes[source].trainer;
@@ -252,11 +253,15 @@ impl<R: Rules> World<R> {
             self.processes[process].trainer.token += 1;
             return self.heal(process);
         };
+        let peer = source.and_then(|s| self.processes[s].worker);
+        let from = match (peer, plan_source) {
+            (Some(peer), _) => peer.to_string(),
+            (None, StateSource::Seed) => "seed".to_owned(),
+            (None, _) => "manifest".to_owned(),
+        };
         let trainer = &mut self.processes[process].trainer;
         trainer.name = name;
         trainer.bits = bits;
-        let generation = trainer.inside.as_ref().map_or(Generation(0), |i| i.plan.generation);
-        let from = source.map_or("manifest or seed".to_string(), |s| format!("p{s}"));
         self.trace
             .note(now, "healed", &[process as u64, name.step, name.applied_gen.0], || {
                 format!("p{process} to {name} from {from}")
@@ -275,8 +280,18 @@ impl<R: Rules> World<R> {
         if let StepRecord::Applied { name, .. } | StepRecord::Healed { name, .. } = &record {
             self.processes[process].trainer.logged.insert(*name);
         }
-        if let Some(worker) = self.processes[process].worker {
-            self.logs.entry(worker.to_string()).or_default().push(record);
+        let p = &mut self.processes[process];
+        if let Some(worker) = p.worker {
+            let log = self.logs.entry(worker.to_string()).or_default();
+            // Only one that begins with nothing says so: an old state has no line of its own.
+            if std::mem::take(&mut p.log_opens) {
+                log.push(StepRecord::Opened {
+                    version: STEP_LOG_VERSION,
+                    worker: worker.0,
+                    pid: process as u32,
+                });
+            }
+            log.push(record);
         }
     }
 

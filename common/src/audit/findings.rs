@@ -1,6 +1,6 @@
 //! What the audit can find wrong.
 
-use crate::ids::{Generation, StateName};
+use crate::ids::{Generation, StateName, Term};
 use crate::invariants::InvariantId;
 use serde::Serialize;
 use std::fmt;
@@ -13,6 +13,15 @@ pub enum Finding {
     BrokenLineage {
         /// Where and why.
         detail: String,
+    },
+    /// A reign formed a generation after a later one had begun.
+    LateReign {
+        /// The generation.
+        generation: Generation,
+        /// The reign.
+        term: Term,
+        /// The later one.
+        after: Term,
     },
     /// Nobody logged a step of the lineage.
     MissingStep {
@@ -74,6 +83,34 @@ pub enum Finding {
         /// Which and why.
         detail: String,
     },
+    /// A worker's log is no way from state to state.
+    BrokenLog {
+        /// The log.
+        log: String,
+        /// Where and why.
+        detail: String,
+    },
+    /// An attempt at a checkpoint did not go as attempts go.
+    BrokenAttempt {
+        /// The attempt; 0 if the record names none.
+        attempt: u64,
+        /// Why.
+        detail: String,
+    },
+    /// A committed checkpoint says something else of the run than its logs.
+    WrongCheckpoint {
+        /// Key of its manifest.
+        key: String,
+        /// What.
+        detail: String,
+    },
+    /// The record of a generation does not give every lane one owner among its members.
+    BrokenPlan {
+        /// The generation.
+        generation: Generation,
+        /// Why.
+        detail: String,
+    },
     /// A generation trained on beyond the state that its successor began with.
     LostMore {
         /// The generation.
@@ -98,6 +135,7 @@ impl Finding {
     pub fn invariant(&self) -> InvariantId {
         match self {
             Self::BrokenLineage { .. } => InvariantId::GenerationsGrow,
+            Self::LateReign { .. } => InvariantId::TermsFence,
             Self::MissingStep { .. } => InvariantId::LoggedFirst,
             Self::Disagreement { .. } => InvariantId::EqualNamesEqualBits,
             Self::DoubledStep { .. } | Self::WrongSamples { .. } | Self::WrongEnd { .. } => InvariantId::ExactlyOnce,
@@ -106,6 +144,10 @@ impl Finding {
                 InvariantId::CountsAddUp
             }
             Self::LostMore { .. } => InvariantId::OneStepLost,
+            Self::BrokenLog { .. } => InvariantId::CleanSources,
+            Self::BrokenAttempt { .. } => InvariantId::OneAttempt,
+            Self::WrongCheckpoint { .. } => InvariantId::HeadComplete,
+            Self::BrokenPlan { .. } => InvariantId::LanesOwned,
         }
     }
 }
@@ -115,6 +157,11 @@ impl fmt::Display for Finding {
         write!(f, "{}: ", self.invariant())?;
         match self {
             Self::BrokenLineage { detail } => write!(f, "the records are no chain: {detail}"),
+            Self::LateReign {
+                generation,
+                term,
+                after,
+            } => write!(f, "{generation} was formed in {term}, after one of {after}"),
             Self::MissingStep { step, generation } => {
                 write!(f, "nobody logged step {step}, which {generation} applied")
             }
@@ -146,6 +193,11 @@ impl fmt::Display for Finding {
                 "the ledger leaves {ledger} rows out at step {step}, but {logged} were logged as quarantined"
             ),
             Self::BrokenLedger { detail } => write!(f, "the quarantine ledger is broken: {detail}"),
+            Self::BrokenLog { log, detail } => write!(f, "{log} is no way from state to state: {detail}"),
+            Self::BrokenAttempt { attempt: 0, detail } => write!(f, "the records of checkpoints do not fit: {detail}"),
+            Self::BrokenAttempt { attempt, detail } => write!(f, "attempt {attempt} at a checkpoint: {detail}"),
+            Self::WrongCheckpoint { key, detail } => write!(f, "{key} does not fit the run: {detail}"),
+            Self::BrokenPlan { generation, detail } => write!(f, "the plan of {generation} is none: {detail}"),
             Self::LostMore {
                 generation,
                 trained,

@@ -2,7 +2,6 @@
 
 use crate::events::Record;
 use crate::ids::{Generation, StateName, Term, WorkerId};
-use crate::invariants::term_fences;
 use std::collections::BTreeMap;
 
 /// Which generation applied which step of the final state.
@@ -20,6 +19,8 @@ pub struct Lineage {
     pub resumed: u64,
     /// Final state, if the run is recorded as finished.
     pub finished: Option<StateName>,
+    /// Generations that a reign formed after a later one had, each with both.
+    pub late: Vec<(Generation, Term, Term)>,
     /// Why the records are no chain; empty if they are.
     pub broken: Vec<String>,
 }
@@ -42,16 +43,20 @@ impl Lineage {
                     members,
                     ..
                 } => {
-                    if term_fences(term, *reign).is_err() {
-                        lineage
-                            .broken
-                            .push(format!("{generation} was formed in {reign}, after one of {term}"));
+                    if *reign < term {
+                        lineage.late.push((*generation, *reign, term));
                     }
                     term = term.max(*reign);
-                    if current.is_some_and(|g| g >= *generation) {
+                    // Each is the next of the one before, whoever forms it: numbers are read back from these records.
+                    let before_it = current.unwrap_or(Generation(0));
+                    if *generation <= before_it {
                         lineage
                             .broken
                             .push(format!("{generation} was formed after a later one"));
+                    } else if generation.0 != before_it.0 + 1 {
+                        lineage
+                            .broken
+                            .push(format!("{generation} was formed after {before_it}, with none between"));
                     }
                     // Whoever stays holds the state it left with. If nobody does, the newest state within reach may be
                     // an old one, brought back by a process that had left long before (rule G1).

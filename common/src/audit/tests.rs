@@ -1,3 +1,5 @@
+mod states;
+
 use super::*;
 use crate::events::Record;
 use crate::ids::{Term, WorkerId};
@@ -26,13 +28,13 @@ fn shape() -> RunShape {
     }
 }
 
-fn formed(generation: u64, base: StateName) -> Record {
+fn formed(generation: u64, base: StateName, members: &[u32]) -> Record {
     Record::GenerationFormed {
         generation: Generation(generation),
         term: Term(1),
         base,
         source: StateSource::Peers,
-        members: vec![WorkerId(1)],
+        members: members.iter().map(|w| WorkerId(*w)).collect(),
         lanes: vec![0; 4],
         plan_hash: 100 + generation,
     }
@@ -99,8 +101,20 @@ fn revision(number: u64) -> Record {
     }
 }
 
+fn opened(attempt: u64, at_step: u64) -> Record {
+    Record::CheckpointOpened { attempt, at_step }
+}
+
+fn committed(attempt: u64, name: StateName) -> Record {
+    Record::CheckpointCommitted {
+        attempt,
+        key: format!("{attempt}/manifest.json"),
+        name,
+    }
+}
+
 /// Two generations: the first applies steps 0..5 on two workers, one of which gets on to step 5 unseen by the rest; the
-/// second goes on from step 4.
+/// second goes on from step 4. One attempt at a checkpoint is given up, the next one is committed.
 fn story() -> (Vec<Record>, BTreeMap<String, Vec<StepRecord>>) {
     let mut sampler = Sampler::new(shape());
     let first: Vec<StepRecord> = (0..5).map(|k| applied(&mut sampler, k, 1)).collect();
@@ -111,9 +125,16 @@ fn story() -> (Vec<Record>, BTreeMap<String, Vec<StepRecord>>) {
             config_hash: 1,
             index_hash: 2,
         },
-        formed(1, StateName::INITIAL),
+        formed(1, StateName::INITIAL, &[1, 2]),
         revision(1),
-        formed(2, name(4, 1)),
+        formed(2, name(4, 1), &[2]),
+        opened(1, 5),
+        Record::CheckpointAbandoned {
+            attempt: 1,
+            reason: "503".into(),
+        },
+        opened(2, 6),
+        committed(2, name(6, 2)),
         Record::RunFinished { name: name(8, 2) },
     ];
     let mut survivor = first[..4].to_vec();
@@ -240,7 +261,7 @@ fn doctored_plan_is_named() {
 
 #[test]
 fn doctored_reign_that_goes_back_is_named() {
-    let message = "INV5: the records are no chain: gen 2 was formed in term 0, after one of term 1";
+    let message = "INV15: gen 2 was formed in term 0, after one of term 1";
     doctored(message, |records, _| {
         if let Record::GenerationFormed { term, .. } = &mut records[3] {
             *term = Term(0);
@@ -307,11 +328,7 @@ fn audit_of_an_unfinished_run_misses_steps_that_a_checkpoint_proves() {
     records.pop();
     let whole = judge(&records, &logs);
     assert!(whole.holds && !whole.finished, "{:?}", whole.findings);
-    records.push(Record::CheckpointCommitted {
-        attempt: 1,
-        key: "1/manifest.json".into(),
-        name: name(8, 2),
-    });
+    records.extend([opened(3, 8), committed(3, name(8, 2))]);
     assert!(judge(&records, &logs).holds);
     logs.get_mut("w2").expect("w2").truncate(6);
     let cut = judge(&records, &logs);
@@ -329,17 +346,28 @@ fn audit_of_an_unfinished_run_misses_steps_that_a_checkpoint_proves() {
 #[test]
 fn audit_after_going_back_to_a_manifest_supersedes_what_lies_beyond() {
     let mut sampler = Sampler::new(shape());
-    let records = vec![
-        formed(1, StateName::INITIAL),
+    let mut records = vec![
+        formed(1, StateName::INITIAL, &[1]),
         revision(1),
+        opened(1, 2),
+        committed(1, name(2, 1)),
         Record::Resumed {
             generation: Generation(2),
             name: name(2, 1),
-            manifest: Some("m".into()),
+            manifest: Some("1/manifest.json".into()),
         },
-        formed(2, name(2, 1)),
+        formed(2, name(2, 1), &[1]),
     ];
+    if let Some(Record::GenerationFormed { source, .. }) = records.last_mut() {
+        let key = "1/manifest.json".into();
+        *source = StateSource::Manifest { key };
+    }
     let mut log: Vec<StepRecord> = (0..5).map(|k| applied(&mut sampler, k, 1)).collect();
+    log.push(StepRecord::Healed {
+        name: name(2, 1),
+        gen_: Generation(2),
+        from: "manifest".into(),
+    });
     log.extend((2..4).map(|k| applied(&mut sampler, k, 2)));
     let report = judge(&records, &BTreeMap::from([("w1".to_string(), log)]));
     assert!(report.holds, "{:?}", report.findings);

@@ -4,7 +4,7 @@ use crate::args::{AuditArgs, Format};
 use crate::fail::{Failure, Outcome};
 use crate::out::{self, Table};
 use crate::run::folder::{self, RunFile};
-use argosy_common::audit::{AuditInput, AuditReport, audit};
+use argosy_common::audit::{AuditInput, AuditReport, audit_with};
 use argosy_common::events::Record;
 use argosy_common::exit::Exit;
 use argosy_common::shape::RunShape;
@@ -24,7 +24,8 @@ pub(crate) fn run(args: &AuditArgs) -> Outcome<Exit> {
     let records = records(&args.run, &facts)?;
     let mut logs = logs(&args.run.join("steps"))?;
     // Who holds a state holds its history: what the workers' own logs lack, perhaps left on another machine, lies there.
-    logs.extend(crate::checkpoints::history(&args.run, &facts, &records)?);
+    let checkpoints = crate::checkpoints::history(&args.run, &facts, &records)?;
+    logs.extend(checkpoints.logs);
     let shape = RunShape {
         seed: facts.seed,
         sources: index.to_shape(),
@@ -33,11 +34,12 @@ pub(crate) fn run(args: &AuditArgs) -> Outcome<Exit> {
         window_factor: facts.window_factor,
         total_positions: facts.total_positions,
     };
-    let report = audit(&AuditInput {
+    let input = AuditInput {
         shape: &shape,
         records: &records,
         logs: &logs,
-    });
+    };
+    let report = audit_with(&input, &checkpoints.saved);
     match args.output.output {
         Format::Json => out::json(&report)?,
         Format::Table => out::data(&table(&report))?,

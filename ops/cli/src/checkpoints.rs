@@ -4,8 +4,9 @@ use crate::args::{CheckpointsArgs, Format};
 use crate::fail::{Failure, Outcome};
 use crate::out::{self, Table};
 use crate::run::folder::{self, RunFile};
+use argosy_common::audit::Saved;
 use argosy_common::config::{CheckpointConfig, Job};
-use argosy_common::events::{MANIFEST_VERSION, Manifest, Record, RunEvent, StampedEvent};
+use argosy_common::events::{LogInfo, MANIFEST_VERSION, Manifest, Record, RunEvent, StampedEvent};
 use argosy_common::exit::Exit;
 use argosy_common::ids::StateName;
 use argosy_common::steplog::{self, StepRecord};
@@ -14,7 +15,7 @@ use argosy_shard_loader::objects::{self, Objects};
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path as Key;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Keys of manifests with their states, oldest first.
@@ -171,50 +172,79 @@ async fn get(store: &Objects, key: &str) -> object_store::Result<Vec<u8>> {
     Ok(object.bytes().await?.to_vec())
 }
 
-/// The step logs that lie in the checkpoints of the lineage (rule AU1), by a name that says which. What cannot be read is
-/// said and left out: the audit then misses it, unless the run folder has the steps too.
-pub(crate) fn history(run: &Path, facts: &RunFile, records: &[Record]) -> Outcome<BTreeMap<String, Vec<StepRecord>>> {
-    let mut logs = BTreeMap::new();
-    let rejected: BTreeSet<&str> = records
-        .iter()
-        .filter_map(|record| match record {
-            Record::CheckpointRejected { key, .. } => Some(key.as_str()),
-            _ => None,
-        })
-        .collect();
-    let head = records.iter().rev().find_map(|record| match record {
-        Record::CheckpointCommitted { key, .. } if !rejected.contains(key.as_str()) => Some(key),
-        _ => None,
-    });
-    let Some(head) = head else { return Ok(logs) };
+/// What checkpoints say of the run they are of.
+#[derive(Default)]
+pub(crate) struct History {
+    /// The step logs of the head's lineage, by a name that says which attempt wrote one.
+    pub(crate) logs: BTreeMap<String, Vec<StepRecord>>,
+    /// What every committed checkpoint that is still there says of the positions before it.
+    pub(crate) saved: Vec<Saved>,
+}
+
+/// The step logs that lie in the checkpoints of the lineage (rule AU1), and what the checkpoints say of themselves. What
+/// cannot be read is said and left out: the audit then misses it, unless the run folder has the steps too.
+pub(crate) fn history(run: &Path, facts: &RunFile, records: &[Record]) -> Outcome<History> {
+    let mut history = History::default();
+    let committed = standing(records);
+    let Some(head) = committed.last() else {
+        return Ok(history);
+    };
     let store = open(run, facts)?;
     let runtime = runtime()?;
     let note = |what: &str, why: &str| out::say(&format!("{} {what}: {why}", out::style("note:", out::YELLOW)));
-    let manifest = match runtime.block_on(manifest(&store, head)) {
-        Ok(Some(manifest)) => manifest,
-        Ok(None) => {
-            note(head, "it is not there; its history is not looked at");
-            return Ok(logs);
-        }
-        Err(why) => {
-            note(head, &why);
-            return Ok(logs);
-        }
-    };
-    for log in &manifest.history {
-        let read = runtime.block_on(get(&store, &log.part.key));
-        let text = read.map_err(|e| e.to_string()).and_then(|bytes| {
-            match argosy_common::hash::digest64(&bytes) == log.part.checksum {
-                true => String::from_utf8(bytes).map_err(|e| e.to_string()),
-                false => Err("its checksum is not the manifest's".into()),
+    for key in &committed {
+        let manifest = match runtime.block_on(manifest(&store, key)) {
+            Ok(Some(manifest)) => manifest,
+            Ok(None) if key != head => continue, // old ones go as the job says
+            Ok(None) => {
+                note(key, "it is not there; its history is not looked at");
+                continue;
             }
+            Err(why) => {
+                note(key, &why);
+                continue;
+            }
+        };
+        if key == head {
+            for log in &manifest.history {
+                match runtime.block_on(read_log(&store, log)) {
+                    Ok(records) => {
+                        history.logs.insert(format!("checkpoint {}", log.attempt), records);
+                    }
+                    Err(why) => note(&log.part.key, &why),
+                }
+            }
+        }
+        let lines = |log: &LogInfo| (log.attempt, log.from_step, log.to_step);
+        history.saved.push(Saved {
+            key: (*key).to_owned(),
+            name: manifest.name,
+            positions_seen: manifest.positions_seen,
+            history: manifest.history.iter().map(lines).collect(),
+            counts: manifest.ledger,
         });
-        match text.and_then(|text| steplog::parse(&text).map_err(|(line, why)| format!("line {line}: {why}"))) {
-            Ok(records) => {
-                logs.insert(format!("checkpoint {}", log.attempt), records);
-            }
-            Err(why) => note(&log.part.key, &why),
+    }
+    Ok(history)
+}
+
+/// Keys of the manifests that were committed and not rejected later, oldest first.
+fn standing(records: &[Record]) -> Vec<&str> {
+    let mut keys: Vec<&str> = Vec::new();
+    for record in records {
+        match record {
+            Record::CheckpointCommitted { key, .. } => keys.push(key),
+            Record::CheckpointRejected { key, .. } => keys.retain(|k| k != key),
+            _ => {}
         }
     }
-    Ok(logs)
+    keys
+}
+
+async fn read_log(store: &Objects, log: &LogInfo) -> Result<Vec<StepRecord>, String> {
+    let bytes = get(store, &log.part.key).await.map_err(|e| e.to_string())?;
+    if argosy_common::hash::digest64(&bytes) != log.part.checksum {
+        return Err("its checksum is not the manifest's".into());
+    }
+    let text = String::from_utf8(bytes).map_err(|e| e.to_string())?;
+    steplog::parse(&text).map_err(|(line, why)| format!("line {line}: {why}"))
 }

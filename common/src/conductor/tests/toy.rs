@@ -3,7 +3,8 @@
 use crate::events::{FromWorker, PartFailure, PartInfo, ToWorker};
 use crate::follower::{self, Follower, TrainerOrder};
 use crate::ids::{Generation, StateName, WorkerId};
-use crate::plan::Plan;
+use crate::plan::{Plan, StateSource};
+use crate::steplog::StepRecord;
 use std::collections::{BTreeMap, VecDeque};
 
 /// A worker of the toy world: the real follower over a trainer that needs no time.
@@ -148,4 +149,22 @@ impl Worker {
         }
         told
     }
+}
+
+/// The line that a member writes when it takes the base of a plan over.
+pub(super) fn healed(worker: WorkerId, order: &TrainerOrder) -> Option<StepRecord> {
+    let TrainerOrder::Form { plan } = order else {
+        return None;
+    };
+    plan.members.iter().find(|m| m.worker == worker && m.heals)?;
+    let from = match plan.source {
+        StateSource::Seed => "seed".to_owned(),
+        StateSource::Manifest { .. } => "manifest".to_owned(),
+        StateSource::Peers => plan.holders().next()?.worker.to_string(),
+    };
+    Some(StepRecord::Healed {
+        name: plan.base,
+        gen_: plan.generation,
+        from,
+    })
 }

@@ -1,6 +1,6 @@
 //! A toy shell round the real brains: messages in order per link, everything else in random order, no time but deadlines.
 
-use super::toy::Worker;
+use super::toy::{self, Worker};
 use crate::audit::{AuditInput, audit};
 use crate::conductor::{Command, Conductor, Event, Policy, Restored, Settings, View};
 use crate::events::{Outcome, Record, RunEvent, StepReport};
@@ -357,7 +357,11 @@ impl World {
             for command in w.follower.step(event, self.now) {
                 match command {
                     follower::Command::Tell(message) => w.outbox.push_back(message),
-                    follower::Command::Order(order) => events.extend(w.order(&self.manifests, &self.bits_of, order)),
+                    follower::Command::Order(order) => {
+                        let log = self.logs.entry(worker.to_string()).or_default();
+                        log.extend(toy::healed(worker, &order));
+                        events.extend(w.order(&self.manifests, &self.bits_of, order));
+                    }
                     follower::Command::AbortCollective { generation } => {
                         events.extend(w.stop(generation, Some("aborted")));
                     }
