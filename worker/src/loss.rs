@@ -13,8 +13,9 @@
 use crate::engine::{EngineError, Result};
 use tch::{Kind, Tensor};
 
-/// Most logits kept between the two phases (64 MiB); above it tiles are made again.
-const KEEP_ELEMENTS: usize = 16 << 20;
+/// Most logits kept between the two phases (256 MiB: all of 8,192 rows); above it tiles are made again, which costs one
+/// product more but no memory that grows with the square of the batch.
+const KEEP_ELEMENTS: usize = 64 << 20;
 
 mod sigmoid;
 
