@@ -6,7 +6,7 @@ use crate::admission::{Door, Guests};
 use crate::error::CoordinatorError;
 use crate::handle::Orders;
 use crate::options::{CoordinatorOptions, Spawner};
-use crate::store::{MetaStore, RedbStore, StoreError};
+use crate::store::{RedbStore, Reign, StoreError};
 use argosy_common::conductor::{Conductor, Restored};
 use argosy_common::events::{MANIFEST_VERSION, Manifest, Outcome, PositionCounts, Record, RunEvent};
 use argosy_common::ids::StateName;
@@ -69,7 +69,7 @@ fn check(options: &CoordinatorOptions) -> Result<(), CoordinatorError> {
 }
 
 /// Opens the store and reads what the run was, writing down that it exists or that attempts left open are given up.
-async fn recover(options: &CoordinatorOptions) -> Result<(Arc<dyn MetaStore>, Restored), CoordinatorError> {
+async fn recover(options: &CoordinatorOptions) -> Result<(Arc<dyn Reign>, Restored), CoordinatorError> {
     let path = options.run_dir.join(META_FILE);
     let created = Record::RunCreated {
         run: options.run.clone(),
@@ -92,7 +92,7 @@ async fn recover(options: &CoordinatorOptions) -> Result<(Arc<dyn MetaStore>, Re
 }
 
 enum Opened {
-    Run(Arc<dyn MetaStore>, Box<Restored>),
+    Run(Arc<dyn Reign>, Box<Restored>),
     Other(&'static str),
 }
 
@@ -152,7 +152,7 @@ async fn serve_run(
     mut options: CoordinatorOptions,
     spawner: Arc<dyn Spawner>,
     orders: Orders,
-    store: Arc<dyn MetaStore>,
+    store: Arc<dyn Reign>,
     restored: Restored,
 ) -> Result<Outcome, CoordinatorError> {
     let socket_error = |e: std::io::Error| CoordinatorError::Serve(e.into());

@@ -7,17 +7,17 @@ use argosy_common::ids::{Term, WorkerId};
 
 /// Who leads, by lease. The term is the revision at which the leader's key was created, as etcd's elections do it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Leadership {
-    pub(crate) coordinator: usize,
-    pub(crate) life: u32,
-    pub(crate) term: Term,
+pub struct Leadership {
+    pub coordinator: usize,
+    pub life: u32,
+    pub term: Term,
     /// The key is deleted then, unless it is renewed.
-    pub(crate) expires: Ms,
+    pub expires: Ms,
 }
 
 /// What is asked of the store in one transaction.
 #[derive(Clone, Debug)]
-pub(crate) enum Op {
+pub enum Op {
     /// Create the leader's key if nobody has it.
     Campaign,
     /// Renew the lease of the leader's key.
@@ -32,7 +32,7 @@ pub(crate) enum Op {
 
 /// What it answers.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Reply {
+pub enum Reply {
     Elected {
         term: Term,
     },
@@ -50,14 +50,14 @@ pub(crate) enum Reply {
 
 /// A change of the leader's key that watchers hear of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Change {
-    pub(crate) revision: u64,
-    pub(crate) deleted: bool,
+pub struct Change {
+    pub revision: u64,
+    pub deleted: bool,
 }
 
 /// The store.
 #[derive(Debug)]
-pub(crate) struct Etcd {
+pub struct Etcd {
     revision: u64,
     compacted: u64,
     leader: Option<Leadership>,
@@ -74,10 +74,10 @@ pub(crate) struct Etcd {
 
 /// The watch's revision was compacted away: read the key again and watch from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Compacted;
+pub struct Compacted;
 
 impl Etcd {
-    pub(crate) fn new(ttl: Ms, fenced: bool) -> Self {
+    pub fn new(ttl: Ms, fenced: bool) -> Self {
         Self {
             revision: 1,
             compacted: 0,
@@ -91,42 +91,41 @@ impl Etcd {
         }
     }
 
-    pub(crate) fn records(&self) -> &[Record] {
+    pub fn records(&self) -> &[Record] {
         &self.records
     }
 
-    pub(crate) fn terms(&self) -> &[Term] {
+    pub fn terms(&self) -> &[Term] {
         &self.terms
     }
 
-    pub(crate) fn leader(&self) -> Option<Leadership> {
+    pub fn leader(&self) -> Option<Leadership> {
         self.leader
     }
 
-    pub(crate) fn ttl(&self) -> Ms {
+    pub fn ttl(&self) -> Ms {
         self.ttl
     }
 
     /// The next worker id: counted here and not by a leader, so that no id has two lives.
-    pub(crate) fn name_worker(&mut self) -> WorkerId {
+    pub fn name_worker(&mut self) -> WorkerId {
         self.named += 1;
         WorkerId(self.named)
     }
 
     /// Its lease is gone at once: every renewal was lost.
-    pub(crate) fn forget_leader(&mut self) {
+    pub fn forget_leader(&mut self) {
         if self.leader.take().is_some() {
             self.change(true);
         }
     }
 
-    #[cfg(test)]
-    pub(crate) fn revision(&self) -> u64 {
+    pub fn revision(&self) -> u64 {
         self.revision
     }
 
     /// Deletes the leader's key when its lease has run out; true if it did.
-    pub(crate) fn expire(&mut self, now: Ms) -> bool {
+    pub fn expire(&mut self, now: Ms) -> bool {
         let gone = self.leader.is_some_and(|l| l.expires <= now);
         if gone {
             self.leader = None;
@@ -144,7 +143,7 @@ impl Etcd {
     }
 
     /// Executes one transaction at `now`.
-    pub(crate) fn execute(&mut self, op: Op, coordinator: usize, life: u32, now: Ms) -> Reply {
+    pub fn execute(&mut self, op: Op, coordinator: usize, life: u32, now: Ms) -> Reply {
         self.expire(now);
         match op {
             Op::Campaign => {
@@ -185,7 +184,7 @@ impl Etcd {
     }
 
     /// Changes after `revision`, if they are still there.
-    pub(crate) fn watch(&self, revision: u64) -> Result<Vec<Change>, Compacted> {
+    pub fn watch(&self, revision: u64) -> Result<Vec<Change>, Compacted> {
         if revision < self.compacted {
             return Err(Compacted);
         }
@@ -193,7 +192,7 @@ impl Etcd {
     }
 
     /// Forgets the history up to now.
-    pub(crate) fn compact(&mut self) {
+    pub fn compact(&mut self) {
         self.compacted = self.revision;
         self.changes.clear();
     }

@@ -11,7 +11,7 @@ mod check;
 mod config;
 mod data;
 mod effects;
-mod etcd;
+pub mod etcd;
 mod faults;
 pub mod fleet;
 mod inject;

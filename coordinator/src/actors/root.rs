@@ -7,7 +7,7 @@ use super::store::Store;
 use crate::admission::Guests;
 use crate::error::CoordinatorError;
 use crate::options::Spawner;
-use crate::store::MetaStore;
+use crate::store::Reign;
 use argosy_common::conductor::Conductor;
 use argosy_common::events::{Manifest, Outcome, RunEvent};
 use argosy_common::shape::RunShape;
@@ -35,7 +35,7 @@ pub(crate) enum Msg {
 /// Everything the actors need.
 pub(crate) struct Args {
     pub(crate) brain: Conductor,
-    pub(crate) store: Arc<dyn MetaStore>,
+    pub(crate) store: Arc<dyn Reign>,
     pub(crate) journal: journal::Args,
     pub(crate) checkpoints: Arc<dyn ObjectStore>,
     pub(crate) endpoint: String,

@@ -1,7 +1,7 @@
 //! Makes records durable, one at a time, in order.
 
 use super::conductor;
-use crate::store::MetaStore;
+use crate::store::Reign;
 use argosy_common::conductor::Event;
 use argosy_common::events::Record;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -20,26 +20,24 @@ pub(crate) enum Msg {
 
 #[derive(Debug)]
 pub(crate) struct State {
-    store: Arc<dyn MetaStore>,
+    store: Arc<dyn Reign>,
     revision: u64,
 }
 
 impl Actor for Store {
     type Msg = Msg;
     type State = State;
-    type Arguments = Arc<dyn MetaStore>;
+    type Arguments = Arc<dyn Reign>;
 
-    async fn pre_start(&self, _: ActorRef<Msg>, store: Arc<dyn MetaStore>) -> Result<State, ActorProcessingErr> {
-        let revision = store.revision()?;
+    async fn pre_start(&self, _: ActorRef<Msg>, store: Arc<dyn Reign>) -> Result<State, ActorProcessingErr> {
+        let revision = store.records().await?.len() as u64;
         Ok(State { store, revision })
     }
 
     /// Fails when the append did: the outcome is unknown, and the root ends the run.
     async fn handle(&self, _: ActorRef<Msg>, message: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         let Msg::Append { record, reply_to } = message;
-        let store = Arc::clone(&state.store);
-        let expected = state.revision;
-        state.revision = tokio::task::spawn_blocking(move || store.append(expected, &record)).await??;
+        state.revision = state.store.append(state.revision, &record).await?;
         let _ = reply_to.cast(conductor::Msg::Event(Event::Persisted)); // gone at the end of a run
         Ok(())
     }

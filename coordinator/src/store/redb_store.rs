@@ -1,11 +1,17 @@
-//! The store of one machine: one redb file. Every append is one transaction, flushed before it returns.
+//! The store of one machine: one redb file. Every append is one transaction, flushed before it returns. Who holds the file's
+//! lock reigns, so there is no lease.
 
-use super::{MetaStore, StoreError};
+use super::{Campaign, MetaStore, Reign, Sighting, StoreError};
 use argosy_common::events::Record;
 use argosy_common::ids::Term;
-use redb::{Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase, ReadableTable as _, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase, ReadableTable as _, StorageBackend, TableDefinition,
+};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+use tonic::async_trait;
 
 /// Version of the tables and of what is in them.
 const FORMAT: u64 = 1;
@@ -14,8 +20,56 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// Records as JSON, by revision from 1.
 const RECORDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
 
+/// Nobody tells when a file's lock is free: it is looked at so often.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// A file that a run of this machine keeps its records in.
+#[derive(Clone, Debug)]
+pub struct RedbPlace {
+    path: PathBuf,
+}
+
+impl RedbPlace {
+    /// The place; nothing is opened yet.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+}
+
+#[async_trait]
+impl MetaStore for RedbPlace {
+    async fn campaign(&self, _address: &str) -> Result<Campaign, StoreError> {
+        let path = self.path.clone();
+        match aside(&self.path, move || RedbStore::open(&path)).await {
+            Ok(reign) => Ok(Campaign::Elected(Arc::new(reign))),
+            Err(StoreError::Held { .. }) => Ok(Campaign::Taken(Sighting::default())),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn vacated(&self, _seen: &Sighting) -> Result<(), StoreError> {
+        tokio::time::sleep(LOOK_EVERY).await;
+        Ok(())
+    }
+
+    async fn records(&self) -> Result<Vec<Record>, StoreError> {
+        let path = self.path.clone();
+        aside(&self.path, move || read_records(&path)).await
+    }
+}
+
+/// Disks block; the runtime's threads must not.
+async fn aside<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(database_error(path)(redb::Error::Io(io::Error::other(e)))))
+}
+
 /// A reign over one file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RedbStore {
     path: PathBuf,
     database: Arc<Database>,
@@ -33,6 +87,16 @@ impl RedbStore {
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::Held { path: path.into() }),
             Err(error) => return Err(database_error(path)(error.into())),
         };
+        Self::reign(path, Arc::new(database))
+    }
+
+    /// As [`RedbStore::open`], on a disk of another kind; `path` only names it.
+    ///
+    /// # Errors
+    /// As [`RedbStore::open`].
+    pub fn on(path: &Path, disk: impl StorageBackend) -> Result<Self, StoreError> {
+        let database = Database::builder().create_with_backend(disk);
+        let database = database.map_err(|error| database_error(path)(error.into()))?;
         Self::reign(path, Arc::new(database))
     }
 
@@ -64,7 +128,7 @@ impl RedbStore {
             Ok(Ok(term))
         };
         let term = begin().map_err(failed)?.map_err(|found| StoreError::Newer {
-            path: path.into(),
+            place: path.display().to_string(),
             found,
             known: FORMAT,
         })?;
@@ -76,12 +140,18 @@ impl RedbStore {
     }
 }
 
-impl MetaStore for RedbStore {
-    fn term(&self) -> Term {
+impl RedbStore {
+    /// The term of this reign.
+    #[must_use]
+    pub fn term(&self) -> Term {
         self.term
     }
 
-    fn revision(&self) -> Result<u64, StoreError> {
+    /// Number of records.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn revision(&self) -> Result<u64, StoreError> {
         let read = || -> Result<u64, redb::Error> {
             let records = self.database.begin_read()?.open_table(RECORDS)?;
             Ok(records.last()?.map_or(0, |(revision, _)| revision.value()))
@@ -89,10 +159,14 @@ impl MetaStore for RedbStore {
         read().map_err(database_error(&self.path))
     }
 
-    fn append(&self, expected: u64, record: &Record) -> Result<u64, StoreError> {
+    /// As [`Reign::append`]; blocks until the record is on disk.
+    ///
+    /// # Errors
+    /// As [`Reign::append`].
+    pub fn append(&self, expected: u64, record: &Record) -> Result<u64, StoreError> {
         let revision = expected + 1;
         let json = serde_json::to_vec(record).map_err(|e| StoreError::Broken {
-            path: self.path.clone(),
+            place: self.path.display().to_string(),
             revision,
             reason: e.to_string(),
         })?;
@@ -118,8 +192,46 @@ impl MetaStore for RedbStore {
         write().map_err(database_error(&self.path))?
     }
 
-    fn records(&self) -> Result<Vec<Record>, StoreError> {
+    /// All records, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn records(&self) -> Result<Vec<Record>, StoreError> {
         records_of(self.database.as_ref(), &self.path)
+    }
+}
+
+#[async_trait]
+impl Reign for RedbStore {
+    fn term(&self) -> Term {
+        self.term
+    }
+
+    fn holds_for(&self) -> Option<Duration> {
+        None
+    }
+
+    fn renew_every(&self) -> Option<Duration> {
+        None
+    }
+
+    async fn renew(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn append(&self, expected_revision: u64, record: &Record) -> Result<u64, StoreError> {
+        let (reign, record) = (self.clone(), record.clone());
+        aside(&self.path, move || reign.append(expected_revision, &record)).await
+    }
+
+    async fn records(&self) -> Result<Vec<Record>, StoreError> {
+        let reign = self.clone();
+        aside(&self.path, move || reign.records()).await
+    }
+
+    /// The lock goes with the last clone.
+    async fn resign(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 }
 
@@ -155,14 +267,14 @@ fn records_of(database: &impl ReadableDatabase, path: &Path) -> Result<Vec<Recor
         Ok((format, pairs))
     };
     let broken = |revision, reason: String| StoreError::Broken {
-        path: path.into(),
+        place: path.display().to_string(),
         revision,
         reason,
     };
     let (found, pairs) = read().map_err(database_error(path))?;
     if found > FORMAT {
-        let (path, known) = (path.into(), FORMAT);
-        return Err(StoreError::Newer { path, found, known });
+        let (place, known) = (path.display().to_string(), FORMAT);
+        return Err(StoreError::Newer { place, found, known });
     }
     let mut records = Vec::new();
     for (next, (revision, json)) in (1..).zip(pairs) {
@@ -176,9 +288,16 @@ fn records_of(database: &impl ReadableDatabase, path: &Path) -> Result<Vec<Recor
 
 fn database_error(path: &Path) -> impl Fn(redb::Error) -> StoreError + use<> {
     let path = path.to_path_buf();
-    move |source| StoreError::Database {
-        path: path.clone(),
-        source: Box::new(source),
+    move |source| match &source {
+        redb::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => StoreError::Full {
+            place: path.display().to_string(),
+            reason: error.to_string(),
+            help: "Make room on that disk and start the run again",
+        },
+        _ => StoreError::Database {
+            path: path.clone(),
+            source: Box::new(source),
+        },
     }
 }
 

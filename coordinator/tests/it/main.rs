@@ -3,15 +3,16 @@
 // Clippy knows test functions, not their helpers.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod stores;
 mod story;
 mod worker;
 
 use argosy_common::events::{FromWorker, Manifest, Outcome, Record, RunEvent, StampedEvent};
 use argosy_common::exit::Exit;
 use argosy_common::ids::{Generation, StateName, WorkerId};
-use argosy_coordinator::store::{MetaStore, RedbStore, read_records};
+use argosy_coordinator::store::{RedbStore, read_records};
 use argosy_coordinator::{CoordinatorError, EVENTS_FILE, META_FILE};
-use story::{Story, options};
+use story::{Story, in_time, options};
 
 const TOTAL: u64 = 20;
 
