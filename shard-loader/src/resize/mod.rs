@@ -150,19 +150,27 @@ impl Resizer {
             (true, false) => horizontal(isa, &view, &self.horizontal, &mut self.room, out),
             (false, true) => vertical(isa, &view, &self.vertical, out),
             (true, true) if vertical_first => {
-                self.between.resize(from_width * height * 3, 0);
-                vertical(isa, &view, &self.vertical, &mut self.between);
-                let half = View::whole(&self.between, from_width, height);
+                let between = room(&mut self.between, from_width * height * 3);
+                vertical(isa, &view, &self.vertical, between);
+                let half = View::whole(between, from_width, height);
                 horizontal(isa, &half, &self.horizontal, &mut self.room, out);
             }
             (true, true) => {
-                self.between.resize(width * from_height * 3, 0);
-                horizontal(isa, &view, &self.horizontal, &mut self.room, &mut self.between);
-                let half = View::whole(&self.between, width, from_height);
+                let between = room(&mut self.between, width * from_height * 3);
+                horizontal(isa, &view, &self.horizontal, &mut self.room, between);
+                let half = View::whole(between, width, from_height);
                 vertical(isa, &half, &self.vertical, out);
             }
         }
     }
+}
+
+/// The first `bytes` of a buffer that only grows: cutting it and zeroing it anew for each picture costs more than it seems.
+fn room(buffer: &mut Vec<u8>, bytes: usize) -> &mut [u8] {
+    if buffer.len() < bytes {
+        buffer.resize(bytes, 0);
+    }
+    &mut buffer[..bytes]
 }
 
 /// Pillow 13's rule: rows first when the height shrinks by more than twice what the width does.

@@ -186,8 +186,8 @@ fn vertical_chunk(source: &[u8], stride: usize, at: usize, taps: usize, parts: &
     let (mut high, mut middle, mut low) = ([zero; 4], [zero; 4], [half; 4]);
     for (k, parts) in parts.iter().enumerate() {
         // A tap that does not exist weighs nothing; any row will do for it.
-        let tap = |j: usize| load(&source[(4 * k + j).min(taps - 1) * stride..], at);
-        let (a, b, c, d) = (tap(0), tap(1), tap(2), tap(3));
+        let row = |j: usize| &source[(4 * k + j).min(taps - 1) * stride..];
+        let (a, b, c, d) = (load(row(0), at), load(row(1), at), load(row(2), at), load(row(3), at));
         let (ab, cd) = (_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d));
         let (ab_up, cd_up) = (_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d));
         let bytes = [
@@ -203,14 +203,16 @@ fn vertical_chunk(source: &[u8], stride: usize, at: usize, taps: usize, parts: &
             low[j] = _mm512_dpbusd_epi32(low[j], bytes, weights[2]);
         }
     }
-    let whole = |j: usize| {
+    // A loop and no closure, which would be called four times and spill all sums on the way.
+    let mut whole = [zero; 4];
+    for (j, whole) in whole.iter_mut().enumerate() {
         let upper = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[j]), middle[j]);
         let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), low[j]);
-        _mm512_srai_epi32::<{ FRACTION_BITS }>(sum)
-    };
+        *whole = _mm512_srai_epi32::<{ FRACTION_BITS }>(sum);
+    }
     // Packing undoes the interleaving and saturates, first to 16 bits with a sign, then to a byte.
-    let lower = _mm512_packs_epi32(whole(0), whole(1));
-    let upper = _mm512_packs_epi32(whole(2), whole(3));
+    let lower = _mm512_packs_epi32(whole[0], whole[1]);
+    let upper = _mm512_packs_epi32(whole[2], whole[3]);
     // SAFETY: both sides are 64 plain bytes.
     unsafe { std::mem::transmute::<__m512i, [u8; 64]>(_mm512_packus_epi16(lower, upper)) }
 }
