@@ -15,6 +15,7 @@ mod checkpoint;
 mod divergence;
 mod forming;
 mod generation;
+mod keep;
 mod lease;
 mod moves;
 mod seats;
@@ -29,6 +30,7 @@ use crate::ids::{Generation, StateName, WorkerId};
 use crate::ledger::Ledger;
 use crate::plan::Plan;
 use crate::rules::{Rules, Shipped};
+use keep::Kept;
 use lease::LeaseBook;
 use moves::Moves;
 use seats::Seats;
@@ -36,7 +38,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::marker::PhantomData;
 use trouble::Trouble;
 
-pub use words::{Command, Event, Head, Policy, Restored, Settings, Tick, View};
+pub use words::{Command, Event, Head, OpenGeneration, Policy, Restored, Settings, Tick, View};
 
 /// Where the conductor stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +91,8 @@ pub struct Conductor<R: Rules = Shipped> {
     /// Why the next generation is formed.
     why: String,
     lease: LeaseBook,
+    /// The generation of the reign before, while its members come back and it may be kept.
+    kept: Option<Kept>,
     moves: Moves,
     trouble: Trouble,
     /// Ids up to this one are durably ours to give.
@@ -168,6 +172,7 @@ impl<R: Rules> Conductor<R> {
             durable: restored.generation,
             why: String::new(),
             lease: LeaseBook::new(&settings, &restored),
+            kept: Kept::new(&settings, &restored),
             moves: Moves::default(),
             trouble: Trouble::new(restored.quarantine.clone()),
             ends: restored.ends.clone(),
@@ -216,6 +221,9 @@ impl<R: Rules> Conductor<R> {
             commands: Vec::new(),
         };
         self.lease.starts(now);
+        if let Some(kept) = &mut self.kept {
+            kept.starts(now);
+        }
         if self.phase == Phase::Ended {
             self.after_the_end(event, &mut turn);
             return turn.commands;
@@ -271,6 +279,7 @@ impl<R: Rules> Conductor<R> {
         let watching = (self.seats.len() > 0).then_some(own_pace);
         let lease = self.lease.over_at().filter(|_| !self.unproven.is_empty());
         let lease = lease.map(|at| (at, "the last lease has run out"));
+        let kept = self.kept.as_ref().and_then(Kept::next_deadline);
         // Those that have passed were looked at in the last step; what keeps them waiting ends with an event of its own.
         let moves = self.moves.next_deadline(&self.settings);
         let moves = moves.filter(|(at, _)| *at > self.last_step);
@@ -283,7 +292,7 @@ impl<R: Rules> Conductor<R> {
         };
         let seats = self.seats.next_deadline();
         // Asked after every event of a fleet: nothing is allocated here.
-        let deadlines = [seats, backing_off, watching, lease, moves, trouble, answers];
+        let deadlines = [seats, backing_off, watching, lease, kept, moves, trouble, answers];
         deadlines.into_iter().flatten().min()
     }
 

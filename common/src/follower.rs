@@ -16,6 +16,8 @@ mod orphan;
 mod tests;
 mod words;
 
+pub(crate) use orphan::RETRY_MAX_MS;
+
 use crate::conductor::Tick;
 use crate::events::{FromWorker, ToWorker};
 use crate::exit::Exit;

@@ -21,6 +21,8 @@ struct Known {
     expected: BTreeSet<WorkerId>,
     /// Ids that were used; one id is one life.
     used: BTreeSet<WorkerId>,
+    /// Those whose streams are open.
+    inside: BTreeSet<WorkerId>,
     /// The run's numeric class: that of the first worker (rule N2).
     numeric_class: Option<NumericClass>,
 }
@@ -60,6 +62,10 @@ impl Guests {
         self.known().expected.insert(worker);
     }
 
+    fn left(&self, worker: WorkerId) {
+        self.known().inside.remove(&worker);
+    }
+
     pub(crate) fn forget(&self, worker: WorkerId) {
         self.known().expected.remove(&worker);
     }
@@ -69,12 +75,19 @@ impl Guests {
     fn enter(&self, hello: &Hello, class: &NumericClass, past: WorkerId) -> Result<(), Status> {
         let mut known = self.known();
         let worker = hello.worker;
-        if worker <= past || known.used.contains(&worker) {
+        let known_before = worker <= past || known.used.contains(&worker);
+        if hello.returning && known_before {
+            if known.inside.contains(&worker) {
+                return Err(Status::already_exists(format!(
+                    "worker id {worker} is still connected; its old stream has to break first"
+                )));
+            }
+        } else if known_before {
             return Err(Status::already_exists(format!(
                 "worker id {worker} was used before; every process needs an id of its own above {past}"
             )));
         }
-        if self.by_invitation && !known.expected.contains(&worker) {
+        if self.by_invitation && !hello.returning && !known.expected.contains(&worker) {
             return Err(Status::not_found(format!(
                 "worker id {worker} is not expected: this coordinator starts its workers itself"
             )));
@@ -88,6 +101,7 @@ impl Guests {
         known.numeric_class.get_or_insert_with(|| class.clone());
         known.expected.remove(&worker);
         known.used.insert(worker);
+        known.inside.insert(worker);
         Ok(())
     }
 }
@@ -128,7 +142,7 @@ impl Doorman for Door {
             return Err(Status::unavailable("the run is over"));
         }
         tracing::info!(%worker, pid = hello.pid, %class, "a worker connected");
-        tokio::spawn(carry(worker, words, self.conductor.clone()));
+        tokio::spawn(carry(worker, words, self.conductor.clone(), Arc::clone(&self.guests)));
         Ok(Admission {
             welcome: self.welcome.clone(),
             outgoing,
@@ -138,7 +152,7 @@ impl Doorman for Door {
 }
 
 /// Carries a worker's words until its stream ends, and says so.
-async fn carry(worker: WorkerId, mut words: mpsc::Receiver<FromWorker>, conductor: ActorRef<Msg>) {
+async fn carry(worker: WorkerId, mut words: mpsc::Receiver<FromWorker>, conductor: ActorRef<Msg>, guests: Arc<Guests>) {
     let places = Arc::new(Semaphore::new(WORDS_WAITING_MAX));
     while let Some(message) = words.recv().await {
         // Never closed, so this waits until the conductor has taken an earlier word.
@@ -146,10 +160,11 @@ async fn carry(worker: WorkerId, mut words: mpsc::Receiver<FromWorker>, conducto
             break;
         };
         if conductor.cast(Msg::Said { worker, message, place }).is_err() {
-            return; // the run is over
+            break; // the run is over
         }
     }
     let _ = conductor.cast(Msg::Disconnected { worker });
+    guests.left(worker);
 }
 
 #[cfg(test)]
@@ -164,6 +179,7 @@ mod tests {
                 worker: WorkerId(worker),
                 pid: 1,
                 numeric_class: class.into(),
+                returning: false,
             };
             guests.enter(&hello, &NumericClass::parse(class), WorkerId(0))
         };

@@ -25,6 +25,6 @@ pub use actors::artefacts::{CHECKPOINTS_DIR, attempt_prefix};
 pub use error::CoordinatorError;
 pub use handle::{CoordinatorHandle, Orders, handle};
 pub use options::{CoordinatorOptions, Spawner};
-pub use run::{EVENTS_FILE, META_FILE, run};
+pub use run::{EVENTS_FILE, META_FILE, lead, run};
 
 pub use argosy_common::events::Outcome;

@@ -9,9 +9,9 @@ use argosy_common::shape::RunShape;
 use argosy_rpc::Welcome;
 use object_store::ObjectStore;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 
 /// Starts and ends worker processes. Every process that was started is reported to
@@ -28,7 +28,7 @@ pub trait Spawner: Send + Sync + 'static {
 }
 
 /// Everything a run needs to know. All of it is injected; the coordinator reads no environment and no job file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct CoordinatorOptions {
     /// The run's id.
     pub run: String,
@@ -52,8 +52,12 @@ pub struct CoordinatorOptions {
     pub parts_total: u32,
     /// The coordinator asks its [`Spawner`] for workers; else they are started by hand.
     pub spawns: bool,
-    /// Where it listens; by default a free port of 127.0.0.1. Off loopback is refused.
-    pub listener: Option<TcpListener>,
+    /// Where it listens while it leads; by default a free port of 127.0.0.1. Off loopback is refused.
+    pub listen: Option<SocketAddr>,
+    /// A step lease lasts so long (rule G5); 0: workers train without one and end with their stream.
+    pub outage_max_ms: u64,
+    /// Workers look for a coordinator so long (rule G9); 0: they end with their stream.
+    pub orphan_max_ms: u64,
     /// Workers must show it.
     pub token: String,
     /// What generation secrets derive from; at least 16 random bytes.
@@ -95,16 +99,15 @@ impl CoordinatorOptions {
             },
             parts_total: self.parts_total,
             seed: job.seed,
-            // Workers of this shell end with their stream, so they need no lease.
             policy: Policy {
-                outage_max_ms: 0,
+                outage_max_ms: self.outage_max_ms,
                 ..Policy::default()
             },
         }
     }
 
     /// What a worker is told.
-    pub(crate) fn welcome(&self) -> Welcome {
+    pub(crate) fn welcome(&self, term: Term) -> Welcome {
         let path = |path: &PathBuf| path.to_string_lossy().into_owned();
         Welcome {
             run: self.run.clone(),
@@ -120,6 +123,9 @@ impl CoordinatorOptions {
             run_secret: self.run_secret.clone(),
             decode_threads: self.decode_threads,
             torch_threads: self.torch_threads,
+            term,
+            leases: self.outage_max_ms > 0,
+            orphan_max_ms: self.orphan_max_ms,
         }
     }
 }

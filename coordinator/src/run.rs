@@ -4,15 +4,15 @@ use crate::actors::conductor::Msg;
 use crate::actors::{journal, root};
 use crate::admission::{Door, Guests};
 use crate::error::CoordinatorError;
-use crate::handle::Orders;
+use crate::handle::{Order, Orders};
 use crate::options::{CoordinatorOptions, Spawner};
-use crate::store::{RedbStore, Reign, StoreError};
+use crate::store::{Campaign, MetaStore, RedbPlace, Reign, Sighting, StoreError};
 use argosy_common::conductor::{Conductor, Restored};
 use argosy_common::events::{MANIFEST_VERSION, Manifest, Outcome, PositionCounts, Record, RunEvent};
 use argosy_common::ids::StateName;
 use argosy_rpc::server::{Limits, serve};
 use ractor::{Actor, ActorCell, ActorRef};
-use std::path::Path;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
@@ -25,10 +25,12 @@ pub const META_FILE: &str = "meta.redb";
 pub const EVENTS_FILE: &str = "events.jsonl";
 /// Places for workers that come while others leave, beyond the most that are wanted.
 const SPARE_CONNECTIONS: usize = 64;
+/// After an election that could not be held.
+const ELECTION_PAUSE: Duration = Duration::from_millis(500);
 /// Connections may take so long to close at the end.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
-/// Coordinates one run to its end.
+/// Coordinates one run to its end, with its records in the run folder.
 ///
 /// A run folder that holds the same run is continued; one whose run has succeeded is reported so at once.
 ///
@@ -37,19 +39,109 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 pub async fn run(
     options: CoordinatorOptions,
     spawner: Arc<dyn Spawner>,
-    orders: Orders,
+    mut orders: Orders,
 ) -> Result<Outcome, CoordinatorError> {
-    check(&options)?;
+    prepare(&options).await?;
+    let path = options.run_dir.join(META_FILE);
+    match RedbPlace::new(&path).campaign("").await? {
+        Campaign::Elected(reign) => reign_over(&options, &spawner, &mut orders, reign).await,
+        Campaign::Taken(_) => Err(StoreError::Held { path }.into()),
+    }
+}
+
+/// Stands for election in `store` until the run is over: leads when it is elected, is a hot standby otherwise.
+///
+/// Members of a generation train on while leadership changes (rule G9). A leader that is deposed closes its streams, says
+/// nothing more to anybody, and stands again. A stop ends a standby, and the run if this one leads.
+///
+/// # Errors
+/// As [`run`]; a store that is away is waited for.
+pub async fn lead(
+    options: CoordinatorOptions,
+    store: Arc<dyn MetaStore>,
+    spawner: Arc<dyn Spawner>,
+    mut orders: Orders,
+) -> Result<Outcome, CoordinatorError> {
+    prepare(&options).await?;
+    let Some(address) = options.listen.map(|address| address.to_string()) else {
+        let reason = "a coordinator among others needs an address that workers know".into();
+        return Err(CoordinatorError::BadOptions { reason });
+    };
+    loop {
+        let wait = match store.campaign(&address).await {
+            Ok(Campaign::Elected(reign)) => {
+                let ended = reign_over(&options, &spawner, &mut orders, Arc::clone(&reign)).await;
+                match ended {
+                    Err(CoordinatorError::Store(error)) if error.is_deposed() => {
+                        tracing::warn!(%error, "this coordinator does not lead any more");
+                        continue;
+                    }
+                    ended => {
+                        if let Err(error) = reign.resign().await {
+                            tracing::debug!(%error, "the lease is left to run out");
+                        }
+                        return ended;
+                    }
+                }
+            }
+            Ok(Campaign::Taken(seen)) => {
+                tracing::info!(leader = seen.leader, "standing by");
+                Wait::Vacancy(seen)
+            }
+            Err(error @ StoreError::Unreachable { .. }) => {
+                tracing::warn!(%error, "no election can be held");
+                Wait::Pause
+            }
+            Err(error) => return Err(error.into()),
+        };
+        tokio::select! {
+            () = wait.over(store.as_ref()) => {}
+            Some(Order::Stop) = orders.0.recv() => {
+                return Ok(Outcome::Interrupted { name: StateName::INITIAL });
+            }
+        }
+    }
+}
+
+/// What a coordinator that does not lead waits for.
+enum Wait {
+    Vacancy(Sighting),
+    Pause,
+}
+
+impl Wait {
+    async fn over(self, store: &dyn MetaStore) {
+        if let Self::Vacancy(seen) = &self {
+            match store.vacated(seen).await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(%error, "the throne cannot be watched"),
+            }
+        }
+        tokio::time::sleep(ELECTION_PAUSE).await;
+    }
+}
+
+async fn prepare(options: &CoordinatorOptions) -> Result<(), CoordinatorError> {
+    check(options)?;
     let run_dir = options.run_dir.clone();
     tokio::fs::create_dir_all(&run_dir)
         .await
-        .map_err(|source| CoordinatorError::Io { path: run_dir, source })?;
-    let (store, restored) = recover(&options).await?;
+        .map_err(|source| CoordinatorError::Io { path: run_dir, source })
+}
+
+/// One reign, to the end of the run or its own.
+async fn reign_over(
+    options: &CoordinatorOptions,
+    spawner: &Arc<dyn Spawner>,
+    orders: &mut Orders,
+    reign: Arc<dyn Reign>,
+) -> Result<Outcome, CoordinatorError> {
+    let restored = recover(options, reign.as_ref()).await?;
     if let Some(name) = restored.finished {
         let manifest = restored.head.map(|head| head.key);
         return Ok(Outcome::Succeeded { name, manifest });
     }
-    serve_run(options, spawner, orders, store, restored).await
+    serve_run(options.clone(), Arc::clone(spawner), orders, reign, restored).await
 }
 
 fn check(options: &CoordinatorOptions) -> Result<(), CoordinatorError> {
@@ -68,46 +160,24 @@ fn check(options: &CoordinatorOptions) -> Result<(), CoordinatorError> {
     Err(CoordinatorError::BadOptions { reason: reason.into() })
 }
 
-/// Opens the store and reads what the run was, writing down that it exists or that attempts left open are given up.
-async fn recover(options: &CoordinatorOptions) -> Result<(Arc<dyn Reign>, Restored), CoordinatorError> {
-    let path = options.run_dir.join(META_FILE);
+/// Reads what the run was, writing down that it exists or that attempts left open are given up.
+async fn recover(options: &CoordinatorOptions, reign: &dyn Reign) -> Result<Restored, CoordinatorError> {
     let created = Record::RunCreated {
         run: options.run.clone(),
         config_hash: options.job.config_hash(),
         index_hash: options.index_hash,
     };
-    let work = move || open_run(&path, &created);
-    let opened = tokio::task::spawn_blocking(work).await;
-    let opened = opened.map_err(|e| CoordinatorError::ActorFailed {
-        actor: "store",
-        reason: e.to_string(),
-    })?;
-    match opened? {
-        Opened::Run(store, restored) => Ok((store, *restored)),
-        Opened::Other(what) => Err(CoordinatorError::OtherRun {
-            run_dir: options.run_dir.clone(),
-            what,
-        }),
-    }
-}
-
-enum Opened {
-    Run(Arc<dyn Reign>, Box<Restored>),
-    Other(&'static str),
-}
-
-fn open_run(path: &Path, created: &Record) -> Result<Opened, StoreError> {
-    let store = RedbStore::open(path)?;
-    let mut records = store.records()?;
+    let mut records = reign.records().await?;
     let mut revision = records.len() as u64;
     match records.iter().find(|r| matches!(r, Record::RunCreated { .. })) {
         None => {
-            revision = store.append(revision, created)?;
-            records.push(created.clone());
+            revision = reign.append(revision, &created).await?;
+            records.push(created);
         }
         Some(existing) => {
-            if let Some(what) = difference(existing, created) {
-                return Ok(Opened::Other(what));
+            if let Some(what) = difference(existing, &created) {
+                let run_dir = options.run_dir.clone();
+                return Err(CoordinatorError::OtherRun { run_dir, what });
             }
         }
     }
@@ -115,9 +185,10 @@ fn open_run(path: &Path, created: &Record) -> Result<Opened, StoreError> {
     for attempt in &restored.open_attempts {
         let reason = "the coordinator ended before it was complete".into();
         let attempt = *attempt;
-        revision = store.append(revision, &Record::CheckpointAbandoned { attempt, reason })?;
+        let abandoned = Record::CheckpointAbandoned { attempt, reason };
+        revision = reign.append(revision, &abandoned).await?;
     }
-    Ok(Opened::Run(Arc::new(store), Box::new(restored)))
+    Ok(restored)
 }
 
 /// What differs between the run that a folder holds and the one that was asked for.
@@ -149,17 +220,15 @@ fn difference(existing: &Record, wanted: &Record) -> Option<&'static str> {
 }
 
 async fn serve_run(
-    mut options: CoordinatorOptions,
+    options: CoordinatorOptions,
     spawner: Arc<dyn Spawner>,
-    orders: Orders,
+    orders: &mut Orders,
     store: Arc<dyn Reign>,
     restored: Restored,
 ) -> Result<Outcome, CoordinatorError> {
     let socket_error = |e: std::io::Error| CoordinatorError::Serve(e.into());
-    let listener = match options.listener.take() {
-        Some(listener) => listener,
-        None => TcpListener::bind(("127.0.0.1", 0)).await.map_err(socket_error)?,
-    };
+    let listen = options.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let listener = TcpListener::bind(listen).await.map_err(socket_error)?;
     let endpoint = format!("http://{}", listener.local_addr().map_err(socket_error)?);
     tracing::info!(
         run = options.run,
@@ -171,7 +240,7 @@ async fn serve_run(
     let limits = limits(&options);
     let (ready, conductor) = oneshot::channel();
     let (result, outcome) = oneshot::channel();
-    let welcome = options.welcome();
+    let welcome = options.welcome(store.term());
     let token = options.token.clone();
     let settings = options.settings(store.term());
     // What expired before is deleted again: whether it was, nobody wrote down.
@@ -187,7 +256,7 @@ async fn serve_run(
             progress: options.progress,
         },
         checkpoints: options.checkpoints.clone(),
-        store,
+        store: Arc::clone(&store),
         endpoint,
         spawner,
         guests: Arc::clone(&guests),
@@ -209,12 +278,12 @@ async fn serve_run(
             let _ = supervisor.cast(root::Msg::Failed(error.into()));
         }
     });
-    let forwarding = tokio::spawn(forward(orders, conductor));
+    let renewing = tokio::spawn(renew(store, conductor.clone()));
     let _cleanup = Cleanup {
         root: root.get_cell(),
-        tasks: [server.abort_handle(), forwarding.abort_handle()],
+        tasks: [server.abort_handle(), renewing.abort_handle()],
     };
-    let outcome = outcome.await;
+    let outcome = heed(orders, &conductor, outcome).await;
     drop(stop_server);
     let _ = root_task.await;
     // Sessions ended with the conductor; a peer that does not close its connection is not waited for.
@@ -246,11 +315,44 @@ fn limits(options: &CoordinatorOptions) -> Limits {
     }
 }
 
-async fn forward(mut orders: Orders, conductor: ActorRef<Msg>) {
-    while let Some(order) = orders.0.recv().await {
-        if conductor.cast(Msg::Order(order)).is_err() {
+/// Passes orders on until the run's outcome is there.
+async fn heed<T>(
+    orders: &mut Orders,
+    conductor: &ActorRef<Msg>,
+    mut outcome: oneshot::Receiver<T>,
+) -> Result<T, oneshot::error::RecvError> {
+    loop {
+        tokio::select! {
+            outcome = &mut outcome => return outcome,
+            Some(order) = orders.0.recv() => {
+                let _ = conductor.cast(Msg::Order(order)); // gone: its outcome is on the way
+            }
+        }
+    }
+}
+
+/// Keeps the lease alive and tells the conductor until when it may promise anything.
+async fn renew(reign: Arc<dyn Reign>, conductor: ActorRef<Msg>) {
+    let Some(every) = reign.renew_every() else { return };
+    let mut last_words = false;
+    while !last_words {
+        let renewed = reign.renew().await;
+        let message = match renewed {
+            Err(error) if error.is_deposed() => {
+                last_words = true;
+                Msg::StoreFailed(error)
+            }
+            renewed => {
+                if let Err(error) = renewed {
+                    tracing::warn!(%error, "the lease could not be renewed");
+                }
+                Msg::Reigns(reign.holds_for().unwrap_or(Duration::MAX))
+            }
+        };
+        if conductor.cast(message).is_err() {
             return;
         }
+        tokio::time::sleep(every).await;
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{AUTHORIZATION, MESSAGE_BYTES_MAX, PROTOCOL_VERSION, proto};
 use argosy_common::config::Job;
 use argosy_common::events::{FromWorker, ToWorker};
 use argosy_common::exit::Exit;
-use argosy_common::ids::WorkerId;
+use argosy_common::ids::{Term, WorkerId};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -32,6 +32,8 @@ pub struct Hello {
     pub pid: u32,
     /// Device, build and precision (rule N2).
     pub numeric_class: String,
+    /// It was a worker of this run before and lost its stream.
+    pub returning: bool,
 }
 
 /// What a worker has to know of its run.
@@ -63,6 +65,12 @@ pub struct Welcome {
     pub decode_threads: u32,
     /// Hint; 0 leaves the choice to the worker.
     pub torch_threads: u32,
+    /// Reign of the coordinator.
+    pub term: Term,
+    /// Steps need a lease (rule G5).
+    pub leases: bool,
+    /// A worker without a coordinator looks for one so long; 0: it ends at once (rule G9).
+    pub orphan_max_ms: u64,
 }
 
 /// Why there is no session.

@@ -124,6 +124,7 @@ pub fn encode_hello(hello: &Hello, protocol_version: u32) -> proto::WorkerMessag
             worker_id: hello.worker.0,
             pid: hello.pid,
             numeric_class: hello.numeric_class.clone(),
+            returning: hello.returning,
         })),
     }
 }
@@ -140,6 +141,7 @@ pub fn decode_hello(hello: proto::Hello) -> Checked<Hello> {
         worker: WorkerId(hello.worker_id),
         pid: hello.pid,
         numeric_class: name("hello.numeric_class", hello.numeric_class)?,
+        returning: hello.returning,
     })
 }
 
@@ -166,6 +168,9 @@ pub fn encode_welcome(welcome: &Welcome) -> Checked<proto::CoordinatorMessage> {
             run_secret: welcome.run_secret.clone(),
             decode_threads: welcome.decode_threads,
             torch_threads: welcome.torch_threads,
+            term: welcome.term.0,
+            leases: welcome.leases,
+            orphan_max_ms: welcome.orphan_max_ms,
         })),
     })
 }
@@ -207,6 +212,9 @@ pub fn decode_welcome(welcome: proto::Welcome) -> Checked<Welcome> {
         run_secret: welcome.run_secret,
         decode_threads: welcome.decode_threads,
         torch_threads: welcome.torch_threads,
+        term: Term(welcome.term),
+        leases: welcome.leases,
+        orphan_max_ms: welcome.orphan_max_ms,
     })
 }
 

@@ -25,6 +25,7 @@ impl<R: Rules> Conductor<R> {
             return;
         }
         self.lease.left(worker);
+        self.keep_without(worker, turn);
         // Uploads that it had not ended are its buddies' now, however it went (rules K1, G13).
         self.ledger_lost(worker, turn);
         if self.moves.left(worker) {
@@ -230,6 +231,7 @@ impl<R: Rules> Conductor<R> {
     pub(super) fn check_deadlines(&mut self, turn: &mut Turn) {
         self.not_before = self.not_before.filter(|tick| *tick > turn.now);
         self.give_up_unreadable(turn);
+        self.check_kept(turn);
         for (worker, why) in self.seats.overdue(turn.now) {
             self.lose(worker, &format!("too long until {why}"), turn);
         }

@@ -115,11 +115,13 @@ impl<R: Rules> Conductor<R> {
         turn: &mut Turn,
     ) {
         if let Some(generation) = inside {
-            self.lease.returning.insert(worker, addr);
-            let after_step = None;
-            turn.send(worker, ToWorker::Close { generation, after_step });
+            if self.may_keep(worker, generation, &addr, name, turn) {
+                return;
+            }
+            self.returns(worker, addr, generation, turn);
             return;
         }
+        self.keep_without(worker, turn);
         if left >= self.generation && self.unproven.contains(&worker) {
             self.unproven.clear(); // one acknowledgement is enough (rule G5)
         }
@@ -140,6 +142,13 @@ impl<R: Rules> Conductor<R> {
         };
         self.rejoined(worker, addr, name, None, generation, turn);
         true
+    }
+
+    /// A worker that is still inside a generation that is not kept.
+    pub(super) fn returns(&mut self, worker: WorkerId, addr: String, generation: Generation, turn: &mut Turn) {
+        self.lease.returning.insert(worker, addr);
+        let after_step = None;
+        turn.send(worker, ToWorker::Close { generation, after_step });
     }
 
     /// Whether `name` is a state of the lineage: one applied beyond where its generation was left is superseded.

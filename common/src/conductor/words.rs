@@ -3,6 +3,7 @@
 use crate::events::{FromWorker, Outcome, PartInfo, Record, RunEvent, ToWorker};
 use crate::ids::{Generation, StateName, Term, WorkerId};
 use crate::ledger::{Committed, Keep};
+use crate::plan::StateSource;
 use crate::quarantine::QuarantineLedger;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -209,6 +210,8 @@ pub struct Restored {
     pub worker: WorkerId,
     /// Members of the last generation: they may train on until they are heard of (rule G5).
     pub members: Vec<WorkerId>,
+    /// The last generation, while its members may still be training in it.
+    pub open: Option<OpenGeneration>,
     /// Where each generation on the lineage was left (rule AU2).
     pub ends: BTreeMap<Generation, u64>,
     /// Rows that were given up.
@@ -227,6 +230,23 @@ pub struct Restored {
     pub rejected: Vec<u64>,
     /// The run had ended with all positions trained.
     pub finished: Option<StateName>,
+}
+
+/// A generation as its record tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenGeneration {
+    /// Its number.
+    pub generation: Generation,
+    /// The reign that formed it.
+    pub term: Term,
+    /// The state it began from.
+    pub base: StateName,
+    /// Where those behind got that state.
+    pub source: StateSource,
+    /// Members in ring order.
+    pub members: Vec<WorkerId>,
+    /// Owner of each lane, as an index into `members`.
+    pub lanes: Vec<u32>,
 }
 
 /// A committed checkpoint.
@@ -256,10 +276,21 @@ impl Restored {
             match record {
                 Record::GenerationFormed {
                     generation,
-                    members,
+                    term,
                     base,
+                    source,
+                    members,
+                    lanes,
                     ..
                 } => {
+                    restored.open = Some(OpenGeneration {
+                        generation: *generation,
+                        term: *term,
+                        base: *base,
+                        source: source.clone(),
+                        members: members.clone(),
+                        lanes: lanes.clone(),
+                    });
                     leave_off(&mut restored.ends, *base);
                     restored.members.clone_from(members);
                     restored.generation = restored.generation.max(*generation);
@@ -295,6 +326,7 @@ impl Restored {
                 Record::RunFinished { name } => restored.finished = Some(*name),
                 Record::Resumed { generation, name, .. } => {
                     restored.floor = *generation;
+                    restored.open = None;
                     leave_off(&mut restored.ends, *name);
                 }
                 Record::WorkersNamed { upto } => restored.worker = restored.worker.max(*upto),

@@ -11,7 +11,8 @@ use std::collections::VecDeque;
 /// Reports kept for a coordinator that comes back; of step reports the oldest go first.
 const KEPT_MAX: usize = 256;
 const RETRY_FIRST_MS: u64 = 200;
-const RETRY_MAX_MS: u64 = 10_000;
+/// No orphan waits longer between two looks for a coordinator.
+pub(crate) const RETRY_MAX_MS: u64 = 10_000;
 
 /// What an orphan remembers.
 #[derive(Debug)]

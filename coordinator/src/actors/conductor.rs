@@ -4,6 +4,7 @@ use super::{artefacts, root, store};
 use crate::admission::Guests;
 use crate::handle::Order;
 use crate::options::Spawner;
+use crate::store::StoreError;
 use argosy_common::conductor::{Command, Conductor, Event, Tick};
 use argosy_common::events::{FromWorker, Manifest, Outcome, RunEvent, ToWorker};
 use argosy_common::ids::WorkerId;
@@ -38,6 +39,10 @@ pub(crate) enum Msg {
     },
     /// Everything a worker said has been passed on and its stream has ended.
     Disconnected { worker: WorkerId },
+    /// A record could not be written, or this reign is over.
+    StoreFailed(StoreError),
+    /// The reign holds for so long from now.
+    Reigns(Duration),
     /// From the process around.
     Order(Order),
     /// The timer set for this tick.
@@ -130,6 +135,16 @@ impl State {
                 self.sessions.remove(&worker);
                 let exit = self.exits.remove(&worker);
                 exit.into_iter().chain([Event::StreamLost { worker }]).collect()
+            }
+            Msg::StoreFailed(error) => {
+                tell(&self.args.root, root::Msg::Failed(error.into()));
+                Vec::new()
+            }
+            Msg::Reigns(held) => {
+                let until = self
+                    .now()
+                    .saturating_add(Tick::try_from(held.as_millis()).unwrap_or(Tick::MAX));
+                vec![Event::LeadershipHeld { until }]
             }
             Msg::Order(Order::Stop) => vec![Event::StopRequested],
             Msg::Order(Order::Exited {

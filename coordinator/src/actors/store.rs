@@ -22,6 +22,8 @@ pub(crate) enum Msg {
 pub(crate) struct State {
     store: Arc<dyn Reign>,
     revision: u64,
+    /// A write failed: what follows it must not be written.
+    failed: bool,
 }
 
 impl Actor for Store {
@@ -31,14 +33,30 @@ impl Actor for Store {
 
     async fn pre_start(&self, _: ActorRef<Msg>, store: Arc<dyn Reign>) -> Result<State, ActorProcessingErr> {
         let revision = store.records().await?.len() as u64;
-        Ok(State { store, revision })
+        Ok(State {
+            store,
+            revision,
+            failed: false,
+        })
     }
 
-    /// Fails when the append did: the outcome is unknown, and the root ends the run.
+    /// After an append that failed nothing is written any more: its outcome may be unknown, and the root ends the run.
     async fn handle(&self, _: ActorRef<Msg>, message: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         let Msg::Append { record, reply_to } = message;
-        state.revision = state.store.append(state.revision, &record).await?;
-        let _ = reply_to.cast(conductor::Msg::Event(Event::Persisted)); // gone at the end of a run
+        if state.failed {
+            return Ok(());
+        }
+        let answer = match state.store.append(state.revision, &record).await {
+            Ok(revision) => {
+                state.revision = revision;
+                conductor::Msg::Event(Event::Persisted)
+            }
+            Err(error) => {
+                state.failed = true;
+                conductor::Msg::StoreFailed(error)
+            }
+        };
+        let _ = reply_to.cast(answer); // gone at the end of a run
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 // Clippy knows test functions, not their helpers.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod failover;
 mod stores;
 mod story;
 mod worker;

@@ -6,7 +6,10 @@ use argosy_common::events::{FromWorker, RunEvent, StampedEvent};
 use argosy_common::ids::{StateName, WorkerId};
 use argosy_common::plan::Plan;
 use argosy_common::shape::{RunShape, SourceShape};
-use argosy_coordinator::{CoordinatorError, CoordinatorHandle, CoordinatorOptions, Outcome, Spawner, handle, run};
+use argosy_coordinator::store::MetaStore;
+use argosy_coordinator::{
+    CoordinatorError, CoordinatorHandle, CoordinatorOptions, Outcome, Spawner, handle, lead, run,
+};
 use object_store::local::LocalFileSystem;
 use std::collections::BTreeMap;
 use std::io;
@@ -60,7 +63,9 @@ pub(crate) fn options(run_dir: &Path, workers: u32, checkpoint_steps: u64) -> Co
         model: serde_json::json!({"embed_dim": 8}),
         parts_total: 3,
         spawns: true,
-        listener: None,
+        listen: None,
+        outage_max_ms: 0,
+        orphan_max_ms: 0,
         token: TOKEN.into(),
         run_secret: vec![1; 32],
         decode_threads: 1,
@@ -177,6 +182,20 @@ impl World {
         level && !holds && step < inner.gate
     }
 
+    /// Waits until `worker` has applied so many steps, whether anybody coordinates or not.
+    pub(crate) async fn until_applied(&self, worker: WorkerId, step: u64) {
+        let mut changes = self.changes();
+        let reached = || {
+            self.inner()
+                .progress
+                .iter()
+                .any(|(key, s)| key.1 == worker && *s >= step)
+        };
+        while !reached() {
+            in_time(changes.changed()).await.unwrap();
+        }
+    }
+
     pub(crate) fn failure_at(&self, step: u64) -> Option<FromWorker> {
         let inner = self.inner();
         let (at, word) = inner.fails.as_ref()?;
@@ -222,15 +241,7 @@ impl Story {
         let (progress, events) = broadcast::channel(4096);
         options.progress = Some(progress);
         let (handle, orders) = handle();
-        let cadence = options.job.checkpoint.every_samples / 8;
-        let world = World {
-            inner: Arc::new(Mutex::new(Inner {
-                hold: cadence,
-                ..Inner::default()
-            })),
-            changed: Arc::new(watch::Sender::new(())),
-            handle: handle.clone(),
-        };
+        let world = Self::world(&options, &handle);
         let task = tokio::spawn(run(options, Arc::new(world.clone()), orders));
         Self {
             world,
@@ -238,6 +249,34 @@ impl Story {
             seen: Vec::new(),
             events,
             task,
+        }
+    }
+
+    /// One of several coordinators over `store`; workers of `world` are started by hand.
+    pub(crate) fn stand(mut options: CoordinatorOptions, store: Arc<dyn MetaStore>, world: Option<World>) -> Self {
+        let (progress, events) = broadcast::channel(4096);
+        options.progress = Some(progress);
+        let (handle, orders) = handle();
+        let world = world.unwrap_or_else(|| Self::world(&options, &handle));
+        let task = tokio::spawn(lead(options, store, Arc::new(world.clone()), orders));
+        Self {
+            world,
+            handle,
+            seen: Vec::new(),
+            events,
+            task,
+        }
+    }
+
+    fn world(options: &CoordinatorOptions, handle: &CoordinatorHandle) -> World {
+        let cadence = options.job.checkpoint.every_samples / 8;
+        World {
+            inner: Arc::new(Mutex::new(Inner {
+                hold: cadence,
+                ..Inner::default()
+            })),
+            changed: Arc::new(watch::Sender::new(())),
+            handle: handle.clone(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::story::{TOKEN, World};
 use argosy_common::events::{FromWorker, PartFailure, PartInfo, StepReport, ToWorker};
-use argosy_common::follower::{Command, Event, Follower, TrainerOrder};
+use argosy_common::follower::{Command, Event, Follower, Settings, TrainerOrder};
 use argosy_common::hash::digest64;
 use argosy_common::ids::{Generation, StateName, WorkerId};
 use argosy_common::plan::Plan;
@@ -10,23 +10,51 @@ use argosy_common::steplog::StepRecord;
 use argosy_coordinator::attempt_prefix;
 use argosy_rpc::{Hello, RpcError, Session, connect};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) async fn join(endpoint: &str, worker: WorkerId) -> Result<Session, RpcError> {
+    enter(endpoint, worker, false).await
+}
+
+async fn enter(endpoint: &str, worker: WorkerId, returning: bool) -> Result<Session, RpcError> {
     let hello = Hello {
         worker,
         pid: worker.0,
         numeric_class: "counting".into(),
+        returning,
     };
     connect(endpoint, TOKEN, hello).await
 }
 
 /// The life of one worker, as a process would live it.
 pub(crate) async fn live(world: World, worker: WorkerId, endpoint: String) {
-    let Ok(session) = join(&endpoint, worker).await else {
-        world.exited(worker, 5);
-        return;
+    match join(&endpoint, worker).await {
+        Ok(session) => work(world, worker, session, vec![endpoint]).await,
+        Err(_) => world.exited(worker, 5),
+    }
+}
+
+/// A worker that knows several coordinators, of which one leads.
+pub(crate) async fn live_among(world: World, worker: WorkerId, endpoints: Vec<String>) {
+    let session = loop {
+        if let Some(session) = find(&endpoints, worker, false).await {
+            break session;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await; // nobody leads yet
     };
+    work(world, worker, session, endpoints).await;
+}
+
+async fn find(endpoints: &[String], worker: WorkerId, returning: bool) -> Option<Session> {
+    for endpoint in endpoints {
+        if let Ok(session) = enter(endpoint, worker, returning).await {
+            return Some(session);
+        }
+    }
+    None
+}
+
+async fn work(world: World, worker: WorkerId, session: Session, endpoints: Vec<String>) {
     let mut changes = world.changes();
     let mut heartbeat = tokio::time::interval(Duration::from_millis(session.welcome.heartbeat_ms));
     let mut life = Life {
@@ -43,21 +71,38 @@ pub(crate) async fn live(world: World, worker: WorkerId, endpoint: String) {
             refused: None,
             copied: 0,
             primed: None,
+            leases: session.welcome.leases,
+            lease: None,
         },
-        follower: Follower::default(),
+        follower: Follower::new(Settings {
+            worker: worker.0,
+            leases: session.welcome.leases,
+            orphan_max_ms: session.welcome.orphan_max_ms,
+            ..Settings::default()
+        }),
+        began: Instant::now(),
+        reconnect_at: None,
+        connected: true,
         session,
     };
+    let term = life.session.welcome.term;
+    life.tell(Event::Welcomed { term }).await;
     let ready = Event::TrainerReady {
         addr: format!("127.0.0.1:{}", worker.0),
         name: StateName::INITIAL,
     };
     let mut code = life.tell(ready).await;
     while code.is_none() {
-        let event = if let Some(event) = life.trainer.next() {
+        let now = life.now();
+        let event = if let Some(event) = life.trainer.next(now) {
             event
         } else {
             tokio::select! {
-                message = life.session.incoming.recv() => heard(message),
+                message = life.session.incoming.recv(), if life.connected => {
+                    life.connected = message.is_some();
+                    heard(message)
+                }
+                () = until(life.reconnect_at) => life.reconnect(&endpoints).await,
                 _ = changes.changed() => continue,
                 _ = heartbeat.tick() => Event::HeartbeatDue,
             }
@@ -73,23 +118,55 @@ fn heard(message: Option<ToWorker>) -> Event {
     message.map_or(Event::StreamLost, Event::Heard)
 }
 
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 struct Life {
     follower: Follower,
     trainer: Trainer,
     session: Session,
+    began: Instant,
+    reconnect_at: Option<Instant>,
+    connected: bool,
 }
 
 impl Life {
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
+    async fn reconnect(&mut self, endpoints: &[String]) -> Event {
+        self.reconnect_at = None;
+        match find(endpoints, self.trainer.worker, true).await {
+            Some(session) => {
+                self.session = session;
+                self.connected = true;
+                let term = self.session.welcome.term;
+                Event::Welcomed { term }
+            }
+            None => Event::Unreachable,
+        }
+    }
+
     /// Steps the follower and does what it says; returns the exit code when it says so.
     async fn tell(&mut self, event: Event) -> Option<u8> {
         let mut code = None;
-        for command in self.follower.step(event, 0) {
+        let now = self.now();
+        for command in self.follower.step(event, now) {
             match command {
                 Command::Order(order) => self.trainer.take(order),
                 Command::Tell(word) => {
                     let _ = self.session.outgoing.send(word).await; // a lost stream shows on the other half
                 }
-                Command::AbortCollective { .. } | Command::Lease { .. } | Command::Reconnect { .. } => {}
+                Command::Lease { generation, until } => self.trainer.lease = Some((generation, until)),
+                Command::Reconnect { after_ms } => {
+                    self.reconnect_at = Some(Instant::now() + Duration::from_millis(after_ms));
+                }
+                Command::AbortCollective { .. } => {}
                 Command::Exit { code: exit, .. } => code = Some(exit),
             }
         }
@@ -121,6 +198,9 @@ struct Trainer {
     copied: u64,
     /// Said next: there is nothing to fetch here.
     primed: Option<FromWorker>,
+    /// Steps need a lease.
+    leases: bool,
+    lease: Option<(Generation, u64)>,
 }
 
 impl Trainer {
@@ -174,7 +254,7 @@ impl Trainer {
     }
 
     /// What the trainer does next, if there is anything to do.
-    fn next(&mut self) -> Option<Event> {
+    fn next(&mut self, now: u64) -> Option<Event> {
         if let Some(word) = self.primed.take() {
             return Some(Event::Passed(word));
         }
@@ -199,7 +279,8 @@ impl Trainer {
         let step = self.name.step;
         // The order may have come to nothing with the generation, and the boundary has to be reached all the same.
         let ordered = self.checkpoint.is_some() || self.copied == step || self.stop_after.is_some();
-        if !self.running || step >= self.total_steps || !self.world.may_step(plan, step, ordered) {
+        let leased = !self.leases || self.lease.is_some_and(|(of, until)| of == generation && now < until);
+        if !leased || !self.running || step >= self.total_steps || !self.world.may_step(plan, step, ordered) {
             return None;
         }
         if let Some(FromWorker::Failed { exit, message }) = self.world.failure_at(step) {

@@ -50,6 +50,7 @@ pub async fn join(options: JoinOptions) -> Result<Exit, (Exit, String)> {
         worker: options.worker,
         pid: std::process::id(),
         numeric_class: assemble::numeric_class().to_string(),
+        returning: false,
     };
     let session = argosy_rpc::connect(&options.endpoint, token.trim(), hello)
         .await

@@ -65,6 +65,9 @@ fn welcome(args: &ProfileArgs) -> Result<Welcome, Failure> {
         run_secret: vec![0; 32],
         decode_threads: args.threads,
         torch_threads: args.threads,
+        term: Term(1),
+        leases: false,
+        orphan_max_ms: 0,
         job,
     })
 }

@@ -6,7 +6,7 @@
 use argosy_common::config::Job;
 use argosy_common::events::{FromWorker, ToWorker};
 use argosy_common::exit::Exit;
-use argosy_common::ids::{Generation, StateName, WorkerId};
+use argosy_common::ids::{Generation, StateName, Term, WorkerId};
 use argosy_rpc::client::connect_as;
 use argosy_rpc::server::{Admission, Doorman, Limits, ServeError, serve};
 use argosy_rpc::{Hello, PROTOCOL_VERSION, RpcError, Session, Welcome, connect, proto, wire};
@@ -36,6 +36,9 @@ fn welcome() -> Welcome {
         run_secret: vec![7; 32],
         decode_threads: 2,
         torch_threads: 1,
+        term: Term(7),
+        leases: true,
+        orphan_max_ms: 9,
     }
 }
 
@@ -98,6 +101,7 @@ fn hello(worker: u32) -> Hello {
         worker: WorkerId(worker),
         pid: 99,
         numeric_class: "cpu".into(),
+        returning: worker == 12,
     }
 }
 

@@ -332,6 +332,80 @@ fn new_reign_waits_for_an_acknowledgement_or_for_the_last_lease() {
 }
 
 #[test]
+fn generation_whose_members_all_come_back_is_kept_and_otherwise_closed() {
+    let record = Record::GenerationFormed {
+        generation: Generation(4),
+        term: crate::ids::Term(1),
+        base: name(6, 3),
+        source: crate::plan::StateSource::Peers,
+        members: vec![WorkerId(1), WorkerId(2)],
+        lanes: vec![0, 1, 0, 1],
+        plan_hash: 0,
+    };
+    let restored = Restored::from_records(&[record]);
+    let back = |name| FromWorker::Rejoined {
+        addr: "a".into(),
+        name,
+        inside: Some(Generation(4)),
+        left: Generation(3),
+    };
+    let begin = || {
+        let mut conductor: Conductor = Conductor::new(leased(), restored.clone());
+        for worker in [1, 2] {
+            let worker = WorkerId(worker);
+            conductor.step(Event::WorkerConnected { worker }, 0);
+        }
+        conductor
+    };
+    let closes = |commands: &[Command]| {
+        let close = |c: &&Command| {
+            matches!(
+                c,
+                Command::Send {
+                    message: ToWorker::Close { .. },
+                    ..
+                }
+            )
+        };
+        commands.iter().filter(close).count()
+    };
+
+    let mut conductor = begin();
+    assert_eq!(closes(&conductor.step(said(1, back(name(9, 4))), 10)), 0);
+    assert_eq!(closes(&conductor.step(said(2, back(name(8, 4))), 20)), 0);
+    let view = conductor.observe();
+    assert_eq!(
+        (view.phase, view.generation, view.steps_done),
+        ("running", Generation(4), 9)
+    );
+    assert_eq!(view.members, [WorkerId(1), WorkerId(2)]);
+
+    // One has applied nothing in it and may wait for its order to begin.
+    let mut conductor = begin();
+    conductor.step(said(1, back(name(9, 4))), 10);
+    assert_eq!(closes(&conductor.step(said(2, back(name(6, 3))), 20)), 2);
+
+    // One never comes.
+    let mut conductor = begin();
+    conductor.step(said(1, back(name(9, 4))), 10);
+    let (at, _) = conductor.next_deadline().unwrap();
+    assert!(at > 0);
+    assert_eq!(
+        closes(&conductor.step(Event::StreamLost { worker: WorkerId(2) }, 30)),
+        1
+    );
+    let mut conductor = begin();
+    conductor.step(said(1, back(name(9, 4))), 10);
+    let patience = leased().failure_budget_ms + crate::follower::RETRY_MAX_MS;
+    for now in (100..patience).step_by(100) {
+        conductor.step(said(2, FromWorker::Heartbeat), now);
+        assert_eq!(closes(&conductor.step(said(1, FromWorker::Heartbeat), now)), 0, "{now}");
+    }
+    let over = conductor.step(said(1, FromWorker::Heartbeat), patience);
+    assert_eq!(closes(&over), 1);
+}
+
+#[test]
 fn lease_is_renewed_only_while_the_reign_holds() {
     let mut conductor: Conductor = Conductor::new(leased(), Restored::default());
     let worker = WorkerId(1);

@@ -1,0 +1,182 @@
+//! Several coordinators over one real etcd: one leads, the others stand by.
+
+use crate::stores::etcd::EtcdPlace;
+use crate::stores::{Place as _, elected};
+use crate::story::{Story, in_time, options};
+use crate::{generations, steps, succeeded, worker};
+use argosy_common::events::{Record, RunEvent};
+use argosy_common::ids::{Generation, StateName, WorkerId};
+use argosy_coordinator::{CoordinatorOptions, Outcome};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A port of loopback that was free a moment ago: a coordinator binds it when it is elected, not before.
+fn free() -> SocketAddr {
+    std::net::TcpListener::bind(("127.0.0.1", 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+fn among(dir: &Path, listen: SocketAddr) -> CoordinatorOptions {
+    let mut options = options(dir, 2, 0);
+    options.job.workers.min = 2; // one generation, not one of the first alone and a second when the other comes
+    CoordinatorOptions {
+        listen: Some(listen),
+        spawns: false,
+        outage_max_ms: 120_000,
+        orphan_max_ms: 60_000,
+        ..options
+    }
+}
+
+struct House {
+    place: EtcdPlace,
+    dir: tempfile::TempDir,
+    addresses: [SocketAddr; 2],
+    first: Story,
+}
+
+impl House {
+    /// A leader, two workers that know both addresses, six steps made.
+    async fn with_six_steps() -> Self {
+        let place = EtcdPlace::new(1).await;
+        let dir = tempfile::tempdir().unwrap();
+        let addresses = [free(), free()];
+        let mut first = Story::stand(among(dir.path(), addresses[0]), place.store(), None);
+        let endpoints: Vec<String> = addresses.iter().map(|a| format!("http://{a}")).collect();
+        for id in [1, 2] {
+            tokio::spawn(worker::live_among(first.world.clone(), WorkerId(id), endpoints.clone()));
+        }
+        first.world.open_gate(6);
+        first.until_step(6).await;
+        Self {
+            place,
+            dir,
+            addresses,
+            first,
+        }
+    }
+
+    fn standby(&self) -> Story {
+        let options = among(self.dir.path(), self.addresses[1]);
+        Story::stand(options, self.place.store(), Some(self.first.world.clone()))
+    }
+
+    async fn formed(&self) -> Vec<Generation> {
+        let records = self.place.store().records().await.unwrap();
+        let formed = records.iter().filter_map(|record| match record {
+            Record::GenerationFormed { generation, .. } => Some(*generation),
+            _ => None,
+        });
+        formed.collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn standby_takes_over_keeps_the_generation_and_members_train_meanwhile() {
+    let mut house = House::with_six_steps().await;
+    let before = house.formed().await;
+    let mut second = house.standby();
+    let killed = Instant::now();
+    house.first.abandon().await;
+    let world = house.first.world.clone();
+    world.open_gate(12);
+    for id in [1, 2] {
+        world.until_applied(WorkerId(id), 12).await;
+    }
+    assert!(second.seen.is_empty(), "nobody leads yet");
+    second.until(|e| matches!(e, RunEvent::RunStarted { .. })).await;
+    let took = killed.elapsed();
+    assert!(took < Duration::from_secs(5), "it led {took:?} after the kill");
+    // Orphans look for a coordinator ever more rarely, and nobody waits for them.
+    for id in [1, 2] {
+        let back = |e: &RunEvent| matches!(e, RunEvent::WorkerReady { worker } if worker.0 == id);
+        second.until(back).await;
+    }
+    world.open_gate(u64::MAX);
+    assert_eq!(
+        succeeded(&second.outcome().await.unwrap()).applied_gen,
+        before[before.len() - 1]
+    );
+    assert_eq!(house.formed().await, before, "nobody left, so nothing was formed");
+    assert!(generations(&second.seen).is_empty());
+    assert!(steps(&second.seen).contains(&20), "{:?}", steps(&second.seen));
+    world.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deposed_leader_writes_nothing_more_and_stands_by() {
+    let mut house = House::with_six_steps().await;
+    let before = house.formed().await;
+    // Its lease is taken away under it, as after a long stop of its process.
+    let mut etcd = house.place.client().await;
+    let throne = etcd.get("argosy/story-1/leader", None).await.unwrap();
+    let mut second = house.standby();
+    etcd.lease_revoke(throne.kvs()[0].lease()).await.unwrap();
+    house.first.world.open_gate(u64::MAX);
+    // Either may win the next election; the run goes on under one of them and both hear of its end.
+    let ends = tokio::join!(house.first.outcome(), second.outcome());
+    for end in [ends.0, ends.1] {
+        succeeded(&end.unwrap());
+    }
+    house.first.world.assert_clean();
+    let formed = house.formed().await;
+    assert!(formed.starts_with(&before), "{formed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_train_on_while_etcd_is_away_longer_than_the_leaders_lease() {
+    let mut house = House::with_six_steps().await;
+    let before = house.formed().await;
+    let proxy = &house.place.proxies[0];
+    let etcd = house.place.servers.proxy(0).await; // ours, past the door that is closed to the coordinator
+    let mut witness = etcd_client::Client::connect([etcd.address.as_str()], None)
+        .await
+        .unwrap();
+    proxy.close();
+    house.first.world.open_gate(12);
+    for id in [1, 2] {
+        house.first.world.until_applied(WorkerId(id), 12).await;
+    }
+    // The store gives the throne up; the leader cannot know and promises nothing beyond its own deadline.
+    while !witness
+        .get("argosy/story-1/leader", None)
+        .await
+        .unwrap()
+        .kvs()
+        .is_empty()
+    {
+        tokio::task::yield_now().await;
+    }
+    house.first.world.open_gate(16);
+    for id in [1, 2] {
+        house.first.world.until_applied(WorkerId(id), 16).await;
+    }
+    house.place.proxies[0].open();
+    house.first.world.open_gate(u64::MAX);
+    succeeded(&house.first.outcome().await.unwrap());
+    assert_eq!(house.formed().await, before, "its next reign kept the generation");
+    house.first.world.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stop_ends_a_standby_and_leaves_the_leader_alone() {
+    let place = EtcdPlace::new(1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let reign = elected(&place.store()).await;
+    let mut standby = Story::stand(among(dir.path(), free()), place.store(), None);
+    standby.handle.stop();
+    let ended = in_time(standby.outcome()).await.unwrap();
+    assert!(
+        matches!(
+            ended,
+            Outcome::Interrupted {
+                name: StateName::INITIAL
+            }
+        ),
+        "{ended:?}"
+    );
+    reign.renew().await.unwrap();
+}
