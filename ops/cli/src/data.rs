@@ -2,8 +2,8 @@
 
 use crate::args::{DataCheckArgs, Format};
 use crate::fail::Outcome;
-use crate::job::index_bar;
 use crate::out::{self, Table};
+use crate::progress::ShardProgress;
 use argosy_common::exit::Exit;
 use argosy_shard_loader::check::{self, CheckConfig, CheckReport};
 use argosy_shard_loader::{BuildConfig, RetryPolicy, Store};
@@ -20,18 +20,15 @@ pub(crate) fn check(args: &DataCheckArgs) -> Outcome<Exit> {
         listed_max: args.list,
     };
     let store = Store::new(RetryPolicy::default())?;
-    let bar = index_bar("checking");
+    let progress = ShardProgress::new("checking");
     let checked = check::check(
         &store,
         &args.shards.join("::"),
         Path::new("."),
         &config,
-        &|done, all| {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-        },
+        &|done, all| progress.tell(done, all, None),
     );
-    bar.finish_and_clear();
+    drop(progress);
     let report = checked?;
     show(&report, args.output.output)?;
     out::hint(&if report.reasons.is_empty() {

@@ -2,8 +2,8 @@
 
 use crate::args::{Format, IndexArgs};
 use crate::fail::{Failure, Outcome};
-use crate::job::index_bar;
 use crate::out::{self, Table};
+use crate::progress::ShardProgress;
 use argosy_common::config::{FilterConfig, Source};
 use argosy_common::exit::Exit;
 use argosy_shard_loader::{BuildConfig, Filter, Index, RetryPolicy, Store, index};
@@ -37,13 +37,11 @@ pub(crate) fn run(args: &IndexArgs) -> Outcome<Exit> {
         ..BuildConfig::new(&args.image_key, &args.text_key)
     };
     let store = Store::new(RetryPolicy::default())?;
-    let bar = index_bar("indexing");
+    let progress = ShardProgress::new("indexing");
     let built = index::build(&store, &sources, Path::new("."), &config, &|p| {
-        bar.set_length(p.shards_total as u64);
-        bar.set_position(p.shards as u64);
-        bar.set_message(format!("{} rows", out::count(p.rows)));
+        progress.tell(p.shards, p.shards_total, Some(p.rows));
     });
-    bar.finish_and_clear();
+    drop(progress);
     let (index, report) = built?;
     index.write(&args.out)?;
     show(&index, &args.out, args.output.output)?;

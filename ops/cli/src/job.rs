@@ -1,13 +1,12 @@
 //! From a job file to everything a run needs: job, index, shape. Shared by `run` and `audit`.
 
 use crate::fail::{Failure, Outcome};
-use crate::out;
+use crate::progress::ShardProgress;
 use argosy_common::config::{JOB_FILE_BYTES_MAX, Job};
 use argosy_common::exit::Exit;
 use argosy_common::shape::{self, RunShape};
 use argosy_shard_loader::{BuildConfig, Filter, Index, RetryPolicy, Store, index};
-use indicatif::{ProgressBar, ProgressStyle};
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A job file that was read and checked.
@@ -100,27 +99,13 @@ pub(crate) fn build_index(loaded: &LoadedJob, path: &Path) -> Outcome<Index> {
         ..BuildConfig::of(&loaded.job.data, &loaded.base)?
     };
     let store = Store::new(RetryPolicy::default())?;
-    let bar = index_bar("indexing");
+    let progress = ShardProgress::new("indexing");
     let built = index::build(&store, &loaded.job.data.sources, &loaded.base, &config, &|p| {
-        bar.set_length(p.shards_total as u64);
-        bar.set_position(p.shards as u64);
-        bar.set_message(format!("{} rows", out::count(p.rows)));
+        progress.tell(p.shards, p.shards_total, Some(p.rows));
     });
-    bar.finish_and_clear();
+    drop(progress);
     let (index, _) = built?;
     Ok(index)
-}
-
-/// A bar where stderr is a terminal, nothing elsewhere.
-pub(crate) fn index_bar(doing: &str) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::no_length();
-    if let Ok(style) = ProgressStyle::with_template(&format!("{doing} [{{bar:24}}] {{pos}}/{{len}} shards, {{msg}}")) {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
 }
 
 /// The index of a run: the job's own file, else one kept in the run folder; made when it is not there yet.

@@ -17,6 +17,7 @@ mod init;
 mod job;
 mod out;
 mod profile;
+mod progress;
 mod report;
 mod run;
 mod sim;

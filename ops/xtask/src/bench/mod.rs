@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 
 mod figure;
+mod index;
 mod loader_demo;
 mod loader_photos;
 mod loss;
@@ -38,6 +39,7 @@ pub(crate) struct Bench {
 
 /// All there is, by name.
 const BENCHES: &[&Bench] = &[
+    &index::BENCH,
     &loader_demo::BENCH,
     &loader_photos::SMALL,
     &loader_photos::LARGE,
