@@ -165,7 +165,7 @@ impl<R: ReadAt> Walker<R> {
             return Err(DataError::Tar { at: self.at, why });
         }
         let claimed = octal(&header[148..156]);
-        if claimed.is_none_or(|sum| !checksums(&header).contains(&sum)) {
+        if claimed.is_none_or(|sum| !sum_holds(&header, sum)) {
             return Err(DataError::Tar {
                 at: self.at,
                 why: "no tar header here: its checksum does not match".into(),
@@ -241,17 +241,15 @@ fn padded(at: u64) -> u64 {
     at.div_ceil(BLOCK).saturating_mul(BLOCK)
 }
 
-/// Sums of the header's bytes with its checksum field read as spaces: as unsigned bytes and, as old tars did, signed.
-fn checksums(header: &[u8; BLOCK as usize]) -> [u64; 2] {
-    let bytes = || {
-        header
-            .iter()
-            .enumerate()
-            .map(|(i, b)| if (148..156).contains(&i) { b' ' } else { *b })
-    };
-    let unsigned: u64 = bytes().map(u64::from).sum();
-    let signed: i64 = bytes().map(|b| i64::from(b as i8)).sum();
-    [unsigned, signed as u64]
+/// Whether `claimed` is the sum of the header's bytes with its checksum field read as spaces: as unsigned bytes or, as old tars
+/// did, signed.
+fn sum_holds(header: &[u8; BLOCK as usize], claimed: u64) -> bool {
+    // Plain sums over all, which the compiler makes vectors of; the field is put right afterwards.
+    let unsigned = |bytes: &[u8]| bytes.iter().map(|b| u32::from(*b)).sum::<u32>();
+    let signed = |bytes: &[u8]| bytes.iter().map(|b| i32::from(*b as i8)).sum::<i32>();
+    let (field, spaces) = (&header[148..156], 8 * u32::from(b' '));
+    let old = || i64::from(signed(header) - signed(field) + spaces as i32);
+    claimed == u64::from(unsigned(header) - unsigned(field) + spaces) || i64::try_from(claimed) == Ok(old())
 }
 
 /// An octal field padded with spaces or NULs.
