@@ -6,7 +6,7 @@ use argosy_common::events::StampedEvent;
 use argosy_common::ids::{Term, WorkerId};
 use argosy_common::ledger::Keep;
 use argosy_common::shape::RunShape;
-use argosy_rpc::Welcome;
+use argosy_rpc::{Tls, Welcome};
 use object_store::ObjectStore;
 use std::io;
 use std::net::SocketAddr;
@@ -58,6 +58,8 @@ pub struct CoordinatorOptions {
     pub outage_max_ms: u64,
     /// Workers look for a coordinator so long (rule G9); 0: they end with their stream.
     pub orphan_max_ms: u64,
+    /// Certificates of this coordinator; without them it listens on loopback only.
+    pub tls: Option<Tls>,
     /// Workers must show it.
     pub token: String,
     /// What generation secrets derive from; at least 16 random bytes.

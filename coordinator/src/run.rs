@@ -229,7 +229,8 @@ async fn serve_run(
     let socket_error = |e: std::io::Error| CoordinatorError::Serve(e.into());
     let listen = options.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
     let listener = TcpListener::bind(listen).await.map_err(socket_error)?;
-    let endpoint = format!("http://{}", listener.local_addr().map_err(socket_error)?);
+    let scheme = options.tls.as_ref().map_or("http", |_| "https");
+    let endpoint = format!("{scheme}://{}", listener.local_addr().map_err(socket_error)?);
     tracing::info!(
         run = options.run,
         endpoint,
@@ -241,7 +242,7 @@ async fn serve_run(
     let (ready, conductor) = oneshot::channel();
     let (result, outcome) = oneshot::channel();
     let welcome = options.welcome(store.term());
-    let token = options.token.clone();
+    let (token, tls) = (options.token.clone(), options.tls.clone());
     let settings = options.settings(store.term());
     // What expired before is deleted again: whether it was, nobody wrote down.
     let expired = settings.keep.expired(&restored.committed);
@@ -274,7 +275,7 @@ async fn serve_run(
     let supervisor = root.clone();
     let mut server = tokio::spawn(async move {
         let stopped = async { drop(stopped.await) };
-        if let Err(error) = serve(listener, &token, limits, door, stopped).await {
+        if let Err(error) = serve(listener, &token, limits, tls.as_ref(), door, stopped).await {
             let _ = supervisor.cast(root::Msg::Failed(error.into()));
         }
     });

@@ -2,6 +2,7 @@
 
 use crate::proto::coordination_client::CoordinationClient;
 use crate::proto::coordinator_message::Body;
+use crate::tls::Tls;
 use crate::wire::{self, WireError};
 use crate::{AUTHORIZATION, MESSAGE_BYTES_MAX, PROTOCOL_VERSION, proto};
 use argosy_common::config::Job;
@@ -165,14 +166,27 @@ impl Session {
 /// # Errors
 /// [`RpcError`]; [`RpcError::exit`] is the exit code that goes with it. Nothing is retried.
 pub async fn connect(endpoint: &str, token: &str, hello: Hello) -> Result<Session, RpcError> {
-    connect_as(endpoint, token, wire::encode_hello(&hello, PROTOCOL_VERSION)).await
+    connect_as(endpoint, token, None, wire::encode_hello(&hello, PROTOCOL_VERSION)).await
+}
+
+/// As [`connect`], to an `https://` address with certificates on both sides.
+///
+/// # Errors
+/// As [`connect`]; a coordinator whose certificate is not one is unreachable.
+pub async fn connect_with(endpoint: &str, token: &str, tls: &Tls, hello: Hello) -> Result<Session, RpcError> {
+    connect_as(endpoint, token, Some(tls), wire::encode_hello(&hello, PROTOCOL_VERSION)).await
 }
 
 /// [`connect`] with any first message, for tests of a coordinator's doors.
 ///
 /// # Errors
 /// As [`connect`].
-pub async fn connect_as(endpoint: &str, token: &str, hello: proto::WorkerMessage) -> Result<Session, RpcError> {
+pub async fn connect_as(
+    endpoint: &str,
+    token: &str,
+    tls: Option<&Tls>,
+    hello: proto::WorkerMessage,
+) -> Result<Session, RpcError> {
     let unreachable = |reason: String| RpcError::Unreachable {
         endpoint: endpoint.into(),
         reason,
@@ -183,11 +197,15 @@ pub async fn connect_as(endpoint: &str, token: &str, hello: proto::WorkerMessage
         message: status.message().into(),
     };
     let bearer: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| RpcError::BadToken)?;
-    let channel = Endpoint::from_shared(endpoint.to_string())
-        .map_err(|e| RpcError::BadEndpoint {
-            endpoint: endpoint.into(),
-            reason: e.to_string(),
-        })?
+    let bad = |e: tonic::transport::Error| RpcError::BadEndpoint {
+        endpoint: endpoint.into(),
+        reason: chain(&e),
+    };
+    let mut address = Endpoint::from_shared(endpoint.to_string()).map_err(bad)?;
+    if let Some(tls) = tls {
+        address = address.tls_config(tls.client()).map_err(bad)?;
+    }
+    let channel = address
         .connect_timeout(CONNECT_PATIENCE)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)

@@ -7,9 +7,11 @@
 pub mod client;
 pub mod frame;
 pub mod server;
+pub mod tls;
 pub mod wire;
 
-pub use client::{Hello, RpcError, Session, Welcome, connect};
+pub use client::{Hello, RpcError, Session, Welcome, connect, connect_with};
+pub use tls::Tls;
 
 /// Generated from `proto/argosy/v1/session.proto`.
 #[allow(clippy::all, clippy::pedantic, unreachable_pub, missing_debug_implementations)]

@@ -5,6 +5,7 @@ mod connections;
 use crate::client::{Hello, Welcome};
 use crate::proto::coordination_server::{Coordination, CoordinationServer};
 use crate::proto::worker_message::Body;
+use crate::tls::{Tls, check_worker};
 use crate::wire;
 use crate::{AUTHORIZATION, MESSAGE_BYTES_MAX, PROTOCOL_VERSION, proto};
 use argosy_common::events::{FromWorker, ToWorker};
@@ -16,6 +17,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TlsConnectInfo;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Messages that wait for a worker's network before the session counts as stuck.
@@ -57,7 +59,9 @@ pub struct Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// There is no TLS yet.
-    #[error("refusing to listen on {addr}: without TLS the coordinator listens on loopback only; use 127.0.0.1")]
+    #[error(
+        "refusing to listen on {addr}: without TLS the coordinator listens on loopback only; use 127.0.0.1, or certificates made with `argosy pki`"
+    )]
     NotLoopback {
         /// What was asked for.
         addr: SocketAddr,
@@ -78,11 +82,12 @@ pub async fn serve(
     listener: TcpListener,
     token: &str,
     limits: Limits,
+    tls: Option<&Tls>,
     doorman: Arc<dyn Doorman>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let addr = listener.local_addr()?;
-    if !addr.ip().is_loopback() {
+    if !addr.ip().is_loopback() && tls.is_none() {
         return Err(ServeError::NotLoopback { addr });
     }
     let service = CoordinationServer::new(Sessions {
@@ -94,8 +99,20 @@ pub async fn serve(
     .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let expected = format!("Bearer {token}").into_bytes();
     // The interceptor sees headers only: without the token nothing of the body is decoded.
-    let guard = move |request: Request<()>| check_token(request, &expected);
-    tonic::transport::Server::builder()
+    let with_tls = tls.is_some();
+    let guard = move |request: Request<()>| {
+        if with_tls {
+            let shown = request.extensions().get::<TlsConnectInfo<()>>();
+            let shown = shown.and_then(TlsConnectInfo::peer_certs);
+            check_worker(shown.as_deref().map(Vec::as_slice))?;
+        }
+        check_token(request, &expected)
+    };
+    let mut server = tonic::transport::Server::builder();
+    if let Some(tls) = tls {
+        server = server.tls_config(tls.server())?;
+    }
+    server
         .http2_keepalive_interval(Some(limits.keep_alive))
         .http2_keepalive_timeout(Some(limits.keep_alive))
         .max_concurrent_streams(Some(8))

@@ -64,6 +64,7 @@ pub(crate) fn options(run_dir: &Path, workers: u32, checkpoint_steps: u64) -> Co
         parts_total: 3,
         spawns: true,
         listen: None,
+        tls: None,
         outage_max_ms: 0,
         orphan_max_ms: 0,
         token: TOKEN.into(),

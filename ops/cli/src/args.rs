@@ -59,6 +59,9 @@ pub(crate) enum Command {
     Sim(SimArgs),
     /// Write what happened in a run as one HTML page
     Report(ReportArgs),
+    /// Make the certificates of a cluster: one authority, one certificate for each coordinator and worker
+    #[command(subcommand)]
+    Pki(PkiCommand),
     /// Show versions, paths and what is missing
     Doctor(OutputArgs),
     /// Print the completions of a shell
@@ -317,6 +320,48 @@ pub(crate) struct ReportArgs {
     /// No contact sheet: the only part that needs the checkpoint and the data
     #[arg(long)]
     pub(crate) no_sheet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PkiCommand {
+    /// Make an authority: DIR/ca.pem for everybody, DIR/ca.key for nobody
+    Init {
+        /// The authority's folder
+        dir: PathBuf,
+        /// How long it is valid
+        #[arg(long, value_name = "DAYS", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36500))]
+        days: u32,
+    },
+    /// Make a certificate and its key: DIR/NAME.pem and DIR/NAME.key
+    Issue {
+        /// The authority's folder
+        dir: PathBuf,
+        /// The node's name: letters, digits and `-`
+        name: String,
+        /// What it may be
+        #[arg(long, value_enum)]
+        role: Role,
+        /// How long it is valid
+        #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
+        days: u32,
+    },
+    /// Replace certificates and keys by new ones of the same names and roles; all of them by default
+    Rotate {
+        /// The authority's folder
+        dir: PathBuf,
+        /// Names
+        names: Vec<String>,
+        /// How long they are valid
+        #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
+        days: u32,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Role {
+    Coordinator,
+    Worker,
 }
 
 #[derive(Debug, Args)]

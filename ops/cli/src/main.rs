@@ -16,6 +16,7 @@ mod index;
 mod init;
 mod job;
 mod out;
+mod pki;
 mod profile;
 mod progress;
 mod report;
@@ -68,6 +69,7 @@ fn dispatch(command: Command) -> Outcome<Exit> {
         Command::Audit(args) => audit::run(&args),
         Command::Sim(args) => sim::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Pki(command) => pki::run(&command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => documents::completions(shell),
         Command::Man { dir } => documents::man(&dir),

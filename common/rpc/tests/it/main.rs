@@ -3,6 +3,8 @@
 // Clippy knows test functions, not their helpers.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod tls;
+
 use argosy_common::config::Job;
 use argosy_common::events::{FromWorker, ToWorker};
 use argosy_common::exit::Exit;
@@ -86,6 +88,7 @@ async fn server_with(connections_max: usize, hello_within: Duration) -> (String,
         listener,
         TOKEN,
         limits,
+        None,
         Arc::new(Porch(porch)),
         std::future::pending(),
     ));
@@ -184,12 +187,12 @@ async fn wrong_token_is_denied_before_anything_is_decoded() {
     // The first message is none at all; with the right token that would be the complaint.
     let nothing = proto::WorkerMessage { body: None };
     for token in ["", "wrong", "s3cretX"] {
-        let (code, message, exit) = refusal(in_time(connect_as(&endpoint, token, nothing.clone())).await);
+        let (code, message, exit) = refusal(in_time(connect_as(&endpoint, token, None, nothing.clone())).await);
         assert_eq!((code, exit), (Code::Unauthenticated, Exit::Denied), "{message}");
         assert!(message.contains("wrong token"), "{message}");
     }
     assert_eq!(
-        refusal(in_time(connect_as(&endpoint, TOKEN, nothing)).await).0,
+        refusal(in_time(connect_as(&endpoint, TOKEN, None, nothing)).await).0,
         Code::InvalidArgument
     );
     assert!(guests.try_recv().is_err());
@@ -199,7 +202,7 @@ async fn wrong_token_is_denied_before_anything_is_decoded() {
 async fn other_protocol_version_is_refused_with_both_versions() {
     let (endpoint, _guests) = server().await;
     let newer = wire::encode_hello(&hello(1), PROTOCOL_VERSION + 6);
-    let (code, message, exit) = refusal(in_time(connect_as(&endpoint, TOKEN, newer)).await);
+    let (code, message, exit) = refusal(in_time(connect_as(&endpoint, TOKEN, None, newer)).await);
     assert_eq!((code, exit), (Code::FailedPrecondition, Exit::Conflict));
     assert!(message.contains("version 7, the coordinator 1"), "{message}");
 }
@@ -303,6 +306,13 @@ async fn listener_off_loopback_is_refused() {
         hello_within: DEADLINE,
         keep_alive: DEADLINE,
     };
-    let served = serve(listener, TOKEN, limits, Arc::new(Porch(porch)), std::future::pending());
+    let served = serve(
+        listener,
+        TOKEN,
+        limits,
+        None,
+        Arc::new(Porch(porch)),
+        std::future::pending(),
+    );
     assert!(matches!(in_time(served).await, Err(ServeError::NotLoopback { .. })));
 }

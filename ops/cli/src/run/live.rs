@@ -127,6 +127,7 @@ fn options(
         parts_total: prepared.model.parts_total,
         spawns: true,
         listen: None,
+        tls: None,
         outage_max_ms: 0,
         orphan_max_ms: 0,
         token,
