@@ -91,11 +91,6 @@ fn memory_after_two_passes_is_within_a_twentieth_of_that_after_one() {
         let out = Command::new(std::env::current_exe().expect("this test"))
             .args(["--exact", name, "--ignored", "--nocapture"])
             .env(CHILD, format!("{}:{how}", folder.path().display()))
-            // As `argosy run` sets them for its workers.
-            .envs([
-                ("MALLOC_MMAP_THRESHOLD_", "33554432"),
-                ("MALLOC_TRIM_THRESHOLD_", "268435456"),
-            ])
             .output()
             .expect("started");
         let text = String::from_utf8_lossy(&out.stdout);

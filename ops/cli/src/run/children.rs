@@ -139,16 +139,6 @@ fn send_kill(pid: u32) {
     let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
 }
 
-/// Has glibc keep up to 256 MiB that batches and reads gave back, since the next ones want as much again: asking the kernel for
-/// every page anew costs a loader four percent. What somebody set already stays.
-fn keep_memory() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let wanted = [
-        ("MALLOC_MMAP_THRESHOLD_", "33554432"),
-        ("MALLOC_TRIM_THRESHOLD_", "268435456"),
-    ];
-    wanted.into_iter().filter(|(name, _)| std::env::var_os(name).is_none())
-}
-
 fn start(recipe: &Recipe, order: &Order, alive: &Arc<Alive>, on_exit: &OnExit) -> io::Result<u32> {
     let log = std::fs::File::create(recipe.logs.join(format!("{}.log", order.worker)))?;
     let mut command = Command::new(&recipe.program);
@@ -159,7 +149,6 @@ fn start(recipe: &Recipe, order: &Order, alive: &Arc<Alive>, on_exit: &OnExit) -
         .arg(&recipe.token_file)
         .args(["--worker", &order.worker.0.to_string()])
         .env("OMP_NUM_THREADS", recipe.threads.to_string())
-        .envs(keep_memory())
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

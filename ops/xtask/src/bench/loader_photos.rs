@@ -46,7 +46,7 @@ fn small(session: &mut Session<'_>) -> Result<()> {
         &shards,
         &["1", "f32"],
     )?;
-    session.note("Both sides are bound to one core and read from the page cache; start-up is outside both clocks. Ours keeps memory as `argosy run` has its workers keep it.");
+    session.note("Both sides are bound to one core and read from the page cache; start-up is outside both clocks.");
     Ok(())
 }
 
@@ -88,13 +88,13 @@ fn cores(session: &mut Session<'_>) -> Result<()> {
         |session| {
             rate(
                 session,
-                ours_on("0,1", &ours).arg(&shards).args(["224", SECONDS, "2", "f32"]),
+                bound_to("0,1", &ours).arg(&shards).args(["224", SECONDS, "2", "f32"]),
             )
         },
         |session| {
             rate(
                 session,
-                ours_on("0", &ours).arg(&shards).args(["224", SECONDS, "1", "f32"]),
+                bound_to("0", &ours).arg(&shards).args(["224", SECONDS, "1", "f32"]),
             )
         },
     )
@@ -111,7 +111,12 @@ fn race(session: &mut Session<'_>, label: &str, bound: f64, ours: &Path, shards:
     session.race(
         measure,
         "open_clip",
-        |session| rate(session, ours_on("0", ours).arg(shards).args(["224", SECONDS]).args(how)),
+        |session| {
+            rate(
+                session,
+                bound_to("0", ours).arg(shards).args(["224", SECONDS]).args(how),
+            )
+        },
         |session| {
             let script = session.root().join("tests/peers/loader.py");
             let mut files: Vec<PathBuf> = std::fs::read_dir(shards)?
@@ -125,16 +130,6 @@ fn race(session: &mut Session<'_>, label: &str, bound: f64, ours: &Path, shards:
             rate(session, &mut peer)
         },
     )
-}
-
-/// Ours on the named cores, with the memory that `argosy run` has its workers keep.
-fn ours_on(cores: &str, program: &Path) -> Command {
-    let mut command = bound_to(cores, program);
-    command.envs([
-        ("MALLOC_MMAP_THRESHOLD_", "33554432"),
-        ("MALLOC_TRIM_THRESHOLD_", "268435456"),
-    ]);
-    command
 }
 
 /// A command that runs on the named cores only, whatever threads it has.
