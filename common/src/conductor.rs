@@ -335,6 +335,7 @@ impl<R: Rules> Conductor<R> {
                 self.failed_starts = 0;
                 self.seats.set_ready(worker, addr, name);
                 turn.announce(RunEvent::WorkerReady { worker });
+                self.keep_out(worker, turn);
             }
             FromWorker::Formed { generation } => self.member_formed(worker, generation, turn),
             FromWorker::Closed {

@@ -62,6 +62,13 @@ pub trait Rules: Debug + Send + Sync + 'static {
         name != StateName::INITIAL && name.applied_gen >= floor
     }
 
+    /// Whether a state of another generation than the present one lies on the lineage, `end` being the step at which its
+    /// generation was left, if it is one of the lineage (rule G1).
+    #[must_use]
+    fn on_lineage(name: StateName, end: Option<u64>) -> bool {
+        end.is_some_and(|end| name.step <= end)
+    }
+
     /// Whether a generation may be entered by who has closed all up to `closed` (rule G3).
     #[must_use]
     fn may_enter(closed: Generation, generation: Generation) -> bool {

@@ -193,7 +193,8 @@ impl<R: Rules> World<R> {
             } => {
                 self.trace
                     .note(now, "formed", &[generation.0, base.step, members.len() as u64], || {
-                        format!("{generation} from {base} with {members:?}")
+                        let names: Vec<String> = members.iter().map(ToString::to_string).collect();
+                        format!("{generation} from {base} with {}", names.join(", "))
                     });
                 let last = self.checks.oracle.last();
                 self.must(InvariantId::GenerationsGrow, generation > last, || {

@@ -45,6 +45,8 @@ impl<R: Rules> Conductor<R> {
             return;
         }
         if have < needed.max(self.settings.workers_min) || self.not_before.is_some() {
+            // Somebody else can come for those who drain, and has to where they are too few to go on.
+            self.let_drained_go(turn);
             if self.announced_waiting != Some((have, needed)) {
                 self.announced_waiting = Some((have, needed));
                 turn.announce(RunEvent::Waiting { have, need: needed });

@@ -127,6 +127,7 @@ impl<R: Rules> Conductor<R> {
         }
         self.seats.set_ready(worker, addr, name);
         turn.announce(RunEvent::WorkerReady { worker });
+        self.keep_out(worker, turn);
     }
 
     /// True if `worker` had come back inside `generation` and has now left it.
@@ -153,7 +154,6 @@ impl<R: Rules> Conductor<R> {
 
     /// Whether `name` is a state of the lineage: one applied beyond where its generation was left is superseded.
     pub(super) fn on_lineage(&self, name: StateName) -> bool {
-        let end = self.ends.get(&name.applied_gen);
-        name.applied_gen == self.generation || end.is_some_and(|end| name.step <= *end)
+        name.applied_gen == self.generation || R::on_lineage(name, self.ends.get(&name.applied_gen).copied())
     }
 }

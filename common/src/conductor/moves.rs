@@ -137,15 +137,20 @@ impl<R: Rules> Conductor<R> {
         !self.moves.draining.contains_key(&worker) && !self.trouble.cordoned.contains(&worker)
     }
 
-    /// Who can be in the next generation: ready workers that stay, or those who drain, once more, to save what they hold.
+    /// Who can be in the next generation: ready workers that stay, and if they are too few those who drain, once more, to
+    /// save or hand over what they hold.
     fn eligible(&self) -> Vec<WorkerId> {
         let ready = self.seats.ready();
         let staying: Vec<WorkerId> = ready.iter().copied().filter(|w| self.may_train(*w)).collect();
-        if !staying.is_empty() {
+        if self.are_enough(staying.len()) {
             return staying;
         }
         let held = |w: &WorkerId| self.moves.draining.contains_key(w) && !self.moves.released.contains(w);
-        ready.into_iter().filter(held).collect()
+        ready.into_iter().filter(|w| self.may_train(*w) || held(w)).collect()
+    }
+
+    fn are_enough(&self, staying: usize) -> bool {
+        staying >= self.settings.workers_min.max(1) as usize
     }
 
     /// How many [`Self::eligible`] lists.
@@ -155,13 +160,12 @@ impl<R: Rules> Conductor<R> {
         let cordoned = self.trouble.cordoned.iter();
         let cordoned = cordoned.filter(|w| !self.moves.draining.contains_key(w));
         let kept_out = draining.clone().chain(cordoned).filter(is_ready).count();
-        match self.seats.ready_count() - kept_out {
-            0 => draining
-                .filter(|w| !self.moves.released.contains(w))
-                .filter(is_ready)
-                .count(),
-            staying => staying,
+        let staying = self.seats.ready_count() - kept_out;
+        if self.are_enough(staying) {
+            return staying;
         }
+        let held = draining.filter(|w| !self.moves.released.contains(w)).filter(is_ready);
+        staying + held.count()
     }
 
     /// Who is in the next generation if it is formed now, by id.

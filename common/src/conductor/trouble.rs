@@ -169,7 +169,11 @@ impl<R: Rules> Conductor<R> {
         };
         let owned: BTreeSet<(u32, WorkerId)> = lanes.iter().filter_map(|q| Some((*q, owner(q)?.worker))).collect();
         let workers: BTreeSet<WorkerId> = owned.iter().map(|(_, w)| *w).collect();
-        let reason = format!("lanes {lanes:?} of {workers:?} are not finite at step {step}; once again elsewhere");
+        let names: Vec<String> = workers.iter().map(ToString::to_string).collect();
+        let reason = format!(
+            "lanes {lanes:?} of {} are not finite at step {step}; once again elsewhere",
+            names.join(", ")
+        );
         turn.announce(RunEvent::Blamed { worker: None, reason });
         self.trouble.banned.extend(owned);
         self.trouble.poison = Some(Poison { step, lanes, workers });
@@ -188,6 +192,13 @@ impl<R: Rules> Conductor<R> {
             return;
         }
         self.trouble.skip = Some((step, why));
+    }
+
+    /// Suspect hardware that comes back goes again, so that another can come for it.
+    pub(super) fn keep_out(&mut self, worker: WorkerId, turn: &mut Turn) {
+        if self.trouble.cordoned.contains(&worker) {
+            self.drain(worker, CORDON_GRACE_MS, turn);
+        }
     }
 
     /// Takes suspect hardware out of the run, unless it is all there is.

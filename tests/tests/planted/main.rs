@@ -1,9 +1,10 @@
 //! Bugs planted on purpose: a simulator that does not find them proves nothing. Each is a broken rule; the worlds that find
 //! it are the worlds in which the shipped rules hold.
 
-use argosy_common::ids::{Generation, Term};
+use argosy_common::ids::{Generation, StateName, Term};
 use argosy_common::rules::{Fence, Rules, Shipped};
 use argosy_sim::{Config, run};
+use std::cmp::Ordering;
 
 /// A bug is found within so many seeds.
 const SEEDS: u64 = 1_000;
@@ -35,6 +36,13 @@ bug! { DropsWatchEvents, fn passes_watch_event(_: u64, _: u64) -> bool { false }
 bug! { ManifestBeforeParts, fn manifest_ready(stored: usize, total: u32) -> bool { stored as u64 + 1 >= u64::from(total) } }
 bug! { AcceptsStaleFrames, fn accepts_frame(_: Fence, _: Fence) -> bool { true } }
 bug! { HealsInPlace, fn heals_in_place() -> bool { true } }
+bug! {
+    ComparesStepsOnly,
+    fn compare(a: StateName, b: StateName) -> Ordering { a.step.cmp(&b.step) }
+    fn holds(name: StateName, base: StateName) -> bool { name.step == base.step }
+    fn counts(name: StateName, _: Generation) -> bool { name.step > 0 }
+    fn on_lineage(_: StateName, _: Option<u64>) -> bool { true }
+}
 bug! { SucceedsWithoutProof, fn may_succeed(_: usize, _: bool) -> bool { true } }
 
 /// The first seed whose world does not hold under `R`.
@@ -69,6 +77,7 @@ found! {
     planted_manifest_before_its_parts_is_found: ManifestBeforeParts;
     planted_stale_frame_is_found: AcceptsStaleFrames;
     planted_heal_in_place_is_found: HealsInPlace;
+    planted_state_compared_by_its_step_only_is_found: ComparesStepsOnly;
     planted_successor_without_proof_is_found: SucceedsWithoutProof;
 }
 

@@ -1,6 +1,7 @@
 //! Worlds from outside: seeds hold, equal seeds are equal, planted faults count.
 
 mod fleet;
+mod stories;
 
 use argosy_common::rules::Shipped;
 use argosy_sim::{Config, Fault, FaultKind, Outcome, run, run_with, schedule, shrink};
@@ -73,7 +74,7 @@ fn world_of_one_seed_run_twice_has_one_hash() {
 fn fleet_decides_the_same_in_lazy_and_in_exact() {
     use argosy_sim::fleet::{FaultsFile, Fleet, Mode, decisions};
     let mut generations = 0;
-    for seed in 0..40u32 {
+    for seed in 0..200u32 {
         let workers = 2 + seed * 37 % 99;
         let faults = FaultsFile {
             trace: argosy_sim::Trace::ALL[seed as usize % 3],
