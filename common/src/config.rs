@@ -215,6 +215,8 @@ pub struct TrainConfig {
     pub grad_checkpointing: bool,
     /// Where the towers run: `cpu`, `cuda:N`, or `auto`, which is the CPU as long as no run on a GPU is on record.
     pub device: String,
+    /// Where BatchNorm takes its statistics from: of every lane by itself, or of the whole batch as OpenCLIP on one device.
+    pub batch_norm: BatchNorm,
     /// Rows that go through the towers at once on one worker; all that a worker owns by default.
     pub micro_batch: Option<u32>,
     /// Threads of one worker's tensor operations; cores divided by workers on one machine by default, 1 in deterministic
@@ -235,6 +237,17 @@ pub enum DecayRule {
     Classic,
     /// 4.x: none for `ndim <= 1` and for position and class embeddings.
     Main,
+}
+
+/// Rows whose statistics BatchNorm uses in training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BatchNorm {
+    /// Those of a lane, at least 8: the same on any number of workers.
+    #[default]
+    Lane,
+    /// Those of the batch: one worker, without micro-batches.
+    Batch,
 }
 
 /// The contrastive losses.
@@ -387,6 +400,7 @@ impl Default for TrainConfig {
             precision: Precision::Fp32,
             grad_checkpointing: false,
             device: "auto".into(),
+            batch_norm: BatchNorm::Lane,
             micro_batch: None,
             threads: None,
             deterministic: false,
@@ -500,6 +514,10 @@ impl Job {
         let mut data = serde_json::to_value(&self.data).unwrap_or_default();
         let mut train = serde_json::to_value(&self.train).unwrap_or_default();
         let forget = |section: &mut serde_json::Value, key: &str| section.as_object_mut().and_then(|m| m.remove(key));
+        if self.train.batch_norm == BatchNorm::Lane {
+            // Jobs from before there was a choice keep their digest.
+            forget(&mut train, "batch_norm");
+        }
         // Only where bits are promised do they decide them.
         if !self.train.deterministic {
             forget(&mut train, "threads");

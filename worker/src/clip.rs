@@ -1,5 +1,5 @@
-//! CLIP as OpenCLIP builds it: a ViT image tower and a causal text tower under the same state-dict names, with the same
-//! initial distributions (open_clip 3.3.0, `model.py` and `transformer.py`).
+//! CLIP as OpenCLIP builds it: a ViT or ResNet image tower and a text tower under the same state-dict names, with the same
+//! initial distributions (open_clip 3.3.0, `model.py`, `transformer.py`, `modified_resnet.py`).
 
 pub mod block;
 pub mod config;
@@ -8,15 +8,18 @@ pub mod head;
 pub mod init;
 pub mod ops;
 pub mod params;
+pub mod resnet;
+pub mod specs;
 pub mod text;
 pub mod vision;
+pub mod vit;
 pub mod weights;
 
 pub use config::{ConfigError, ModelConfig, Preprocess, TextConfig, VisionConfig};
 pub use ops::Math;
 pub use params::{Held, Params, Rounded};
 pub use text::TextTower;
-pub use vision::{Images, VisionTower};
+pub use vision::{Images, Training, VisionTower};
 
 use crate::engine::Result;
 use tch::{Kind, Tensor};

@@ -149,7 +149,7 @@ pub struct ApplyOut {
     pub logit_scale: f64,
 }
 
-/// One tensor inside the canonical flat order (names sorted by bytes, no gaps).
+/// One tensor inside the canonical flat order (parameters with names sorted by bytes, then running statistics; no gaps).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
     /// OpenCLIP's state-dict name.
@@ -180,6 +180,13 @@ pub trait Engine: Debug + Send {
     /// Encodes the own rows. Up to `micro_rows` rows (at least 1) keep their graph for the backward pass; more run
     /// without one and are encoded again, piece by piece, in [`Engine::loss_backward`]. Forgets any step begun before.
     fn encode(&mut self, rows: &RowsIn<'_>, micro_rows: usize) -> Result<Encoded>;
+
+    /// Says before `encode` how many of its rows each own lane has, in order, and gives every row a number of its own from
+    /// which is drawn what is dropped at random (rule X3). For engines whose rows reach each other, or that drop anything.
+    fn begin_lanes(&mut self, _rows: &[usize], _draws: &[u64]) {}
+
+    /// Says before `loss_backward` which turn each own lane with rows has among the `of` lanes with rows (rule BN1).
+    fn lane_turns(&mut self, _turns: &[usize], _of: usize) {}
 
     /// Log-sum-exps of the own rows. `own[k]` is the place of own row `k` among the `valid_rows` rows of `f_all` and
     /// `g_all`, both `[valid_rows, d]`.

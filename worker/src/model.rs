@@ -1,7 +1,8 @@
 //! From a job's `[model]` to the model that is built, and what others want to know of it before anything is built.
 
 use crate::checkpoint::parts_total;
-use crate::clip::{ConfigError, ModelConfig, Params, Preprocess};
+use crate::clip::specs::Specs;
+use crate::clip::{ConfigError, ModelConfig, Preprocess};
 use crate::hub;
 use argosy_common::config::{self, Job, Loss};
 use argosy_shard_loader::tokenize::VOCABULARY;
@@ -55,6 +56,13 @@ pub fn check_tokenizer(model: &ModelConfig) -> Result<(), ConfigError> {
         Err(ConfigError::Invalid { key: key.into(), why })
     };
     let text = &model.text;
+    if let Some(tokenizer) = &text.tokenizer {
+        return Err(ConfigError::Unsupported {
+            key: "text_cfg".into(),
+            value: tokenizer.clone(),
+            why: "captions become ids by CLIP's own tokenizer only".into(),
+        });
+    }
     if text.vocab_size < i64::from(VOCABULARY) {
         let why = "captions become ids of CLIP's vocabulary";
         return too_small("text_cfg.vocab_size", i64::from(VOCABULARY), text.vocab_size, why);
@@ -137,10 +145,10 @@ pub struct Description {
 /// Describes a model, trained with or without a moving average of its weights, without building it.
 #[must_use]
 pub fn describe(config: &ModelConfig, preprocess: &Preprocess, ema: bool) -> Description {
-    let (parameters, arrays) = (Params::count(config), 3 + usize::from(ema));
-    let state_bytes = parameters * arrays * 4 + 8;
+    let (specs, arrays) = (Specs::of(config), 3 + usize::from(ema));
+    let state_bytes = specs.elements() * arrays * 4 + 8;
     Description {
-        parameters: parameters as u64,
+        parameters: specs.parameters() as u64,
         state_bytes: state_bytes as u64,
         parts_total: parts_total(state_bytes),
         model: json!({
@@ -172,7 +180,7 @@ mod tests {
         assert!(again.quick_gelu && preprocess_again.mean[2] == 0.3);
         assert_eq!(
             described.parameters as usize,
-            Params::new(&built, 0).unwrap().values.len()
+            crate::clip::Params::new(&built, 0).unwrap().values.len()
         );
     }
 

@@ -80,7 +80,7 @@ impl LayerDecay {
     pub fn factor(self, name: &str, image_blocks: i64, text_blocks: i64) -> f64 {
         let (decay, blocks, own) = match name.strip_prefix("visual.") {
             Some(own) => (self.image, image_blocks, own),
-            None => (self.text, text_blocks, name),
+            None => (self.text, text_blocks, name.strip_prefix("text.").unwrap_or(name)),
         };
         let Some(decay) = decay.filter(|_| !matches!(name, "logit_scale" | "logit_bias")) else {
             return 1.0;
@@ -88,7 +88,7 @@ impl LayerDecay {
         let distance = if let Some(rest) = own.strip_prefix("transformer.resblocks.") {
             let block: i64 = rest.split('.').next().and_then(|n| n.parse().ok()).unwrap_or(0);
             blocks - block
-        } else if matches!(own, "proj" | "text_projection") {
+        } else if own == "proj" || own.starts_with("text_projection") {
             0
         } else if own.starts_with("ln_post") || own.starts_with("ln_final") {
             1
@@ -135,7 +135,7 @@ impl AdamW {
         let len = params.values.len();
         let (exp_avg, exp_avg_sq) = (FlatBuffer::zeros(len)?, FlatBuffer::zeros(len)?);
         let mut segments: Vec<Segments> = Vec::new();
-        for (treatment, offset, len) in runs(params.table(), treat) {
+        for (treatment, offset, len) in runs(params.trained(), treat) {
             let at = segments
                 .iter()
                 .position(|s| s.treatment == treatment)
@@ -162,7 +162,11 @@ impl AdamW {
     /// # Errors
     /// When the gradient or a hyper-parameter is not finite; nothing is written then.
     pub fn step(&mut self, params: &mut Params, hyper: &ApplyHyper) -> Result<f64> {
-        let norm = block_squares(params.grads.as_slice()).iter().sum::<f64>().sqrt();
+        let trained = params.trained_elements();
+        let norm = block_squares(&params.grads.as_slice()[..trained])
+            .iter()
+            .sum::<f64>()
+            .sqrt();
         if !norm.is_finite() || !hyper.lr.is_finite() || !hyper.weight_decay.is_finite() {
             let (lr, wd) = (hyper.lr, hyper.weight_decay);
             let why = format!("update refused: gradient norm {norm}, lr {lr}, weight decay {wd} must all be finite");
@@ -170,7 +174,7 @@ impl AdamW {
         }
         let factor = clip_factor(norm, hyper.clip_norm);
         if factor < 1.0 {
-            let _ = params.grads.tensor().shallow_clone().f_mul_scalar_(factor)?;
+            let _ = params.grads.view(0, &[trained as i64])?.f_mul_scalar_(factor)?;
         }
         let count = Tensor::from((self.applied + 1) as f32);
         for segments in &self.segments {

@@ -1,6 +1,6 @@
 //! Checks of the fields of a job, each error naming the key, the value and what was expected.
 
-use super::Job;
+use super::{BatchNorm, Job};
 use crate::shape::LANES_MAX;
 
 /// Why a job file was refused.
@@ -138,6 +138,10 @@ pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
     check_evaluation(file, job)?;
     check_train(file, job)?;
     let w = &job.workers;
+    if job.train.batch_norm == BatchNorm::Batch && w.max > 1 {
+        let expected = format!("lane, or workers.max = 1 (now {})", w.max);
+        return refuse("train.batch_norm", "batch".into(), &expected);
+    }
     if w.min == 0 || w.min > w.target || w.target > w.max || w.max > 100_000 {
         let value = format!("min {} target {} max {}", w.min, w.target, w.max);
         return refuse("workers", value, "1 <= min <= target <= max <= 100000");
@@ -310,6 +314,11 @@ fn check_train(file: &str, job: &Job) -> Result<(), ConfigError> {
     }
     if t.epochs == 0 {
         return refuse("train.epochs", "0".into(), "at least 1");
+    }
+    if t.batch_norm == BatchNorm::Batch && (t.micro_batch.is_some() || t.deterministic) {
+        let expected =
+            "lane: statistics of the whole batch need it whole, without train.micro_batch or train.deterministic";
+        return refuse("train.batch_norm", "batch".into(), expected);
     }
     if t.micro_batch == Some(0) {
         return refuse("train.micro_batch", "0".into(), "at least 1 row");

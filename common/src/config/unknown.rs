@@ -82,6 +82,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "precision",
             "grad_checkpointing",
             "device",
+            "batch_norm",
             "micro_batch",
             "threads",
             "deterministic",

@@ -1,6 +1,8 @@
 //! From the coordinator's welcome to a warm trainer.
 
 use crate::checkpoint::PartStore;
+use crate::clip::ModelConfig;
+use crate::clip::config::VisionKind;
 use crate::engine::{TorchEngine, TorchOptions};
 use crate::hub;
 use crate::optim::{DecayRule, LayerDecay};
@@ -45,6 +47,7 @@ pub(crate) fn trainer(
         window_factor: welcome.window_factor,
         total_positions: welcome.total_positions,
     };
+    check_batch_norm(&model, job.train.batch_norm, shape.lane_rows()).map_err(|message| (Exit::BadConfig, message))?;
     let loader_config = LoaderConfig {
         shape: shape.clone(),
         image_size: model.vision.image_size as u32,
@@ -96,6 +99,17 @@ fn cache(welcome: &Welcome) -> Result<Option<DiskCache>, DataError> {
         DiskCache::open(&folder, config.bytes_max, config.free_bytes_min)
     };
     config.folder.as_ref().map(open).transpose()
+}
+
+/// Refuses lanes whose statistics would be of too few rows (rule BN1).
+fn check_batch_norm(model: &ModelConfig, mode: config::BatchNorm, lane_rows: u32) -> Result<(), String> {
+    if matches!(model.vision.kind, VisionKind::ResNet(_)) && mode == config::BatchNorm::Lane && lane_rows < 8 {
+        return Err(format!(
+            "train.lanes leaves {lane_rows} rows to a lane, and BatchNorm takes its statistics from at least 8: choose fewer \
+             lanes, or train.batch_norm = \"batch\" with one worker"
+        ));
+    }
+    Ok(())
 }
 
 /// What the job asks of the engine.

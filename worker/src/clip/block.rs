@@ -3,6 +3,7 @@
 //! Tokens of all sequences lie one after another as rows `[T, w]`, so that every matrix product of a block is one product
 //! whatever the sequences' lengths; only attention goes span by span.
 
+use super::config::{Activation, Stack};
 use super::ops::{Attended, LayerNorm, Linear, Math, Norms, Sink, attend, attend_backward, cast, gelu, gelu_backward};
 use super::params::{Leaf, Params};
 use crate::engine::Result;
@@ -27,6 +28,8 @@ pub struct Layout {
     pub spans: Vec<Span>,
     /// Whether a token sees only those before it.
     pub causal: bool,
+    /// Whether all tokens of the last block are wanted, not only the pooled ones.
+    pub whole: bool,
     /// Row of the pooled token of every sequence, in the order of the spans.
     pub ends: Tensor,
 }
@@ -89,14 +92,14 @@ pub struct Block {
     scales: Option<(Leaf, Leaf)>,
     width: i64,
     heads: i64,
-    quick_gelu: bool,
+    activation: Activation,
     math: Math,
     /// Names of its parameters begin so.
     prefix: String,
 }
 
 impl Block {
-    pub(crate) fn new(params: &Params, prefix: &str, heads: i64, quick_gelu: bool, scaled: bool) -> Result<Self> {
+    fn new(params: &Params, prefix: &str, stack: &Stack, activation: Activation) -> Result<Self> {
         let name = |name: &str| format!("{prefix}.{name}");
         let linear = |layer: &str| {
             Linear::new(
@@ -107,12 +110,12 @@ impl Block {
         };
         let width = params.spec(&name("ln_1.weight"))?.len as i64;
         let qkv = Linear::new(params, &name("attn.in_proj_weight"), Some(&name("attn.in_proj_bias")))?;
-        let scales = scaled.then(|| {
+        let scales = stack.ls_init_value.is_some().then(|| {
             Ok::<_, crate::engine::EngineError>((params.leaf(&name("ls_1.gamma"))?, params.leaf(&name("ls_2.gamma"))?))
         });
         Ok(Self {
-            ln_1: LayerNorm::new(params, &name("ln_1"))?,
-            ln_2: LayerNorm::new(params, &name("ln_2"))?,
+            ln_1: LayerNorm::new(params, &name("ln_1"), stack.norm_eps)?,
+            ln_2: LayerNorm::new(params, &name("ln_2"), stack.norm_eps)?,
             q: qkv.outputs(0, width)?,
             kv: qkv.outputs(width, 2 * width)?,
             qkv,
@@ -121,8 +124,8 @@ impl Block {
             proj: linear("mlp.c_proj")?,
             scales: scales.transpose()?,
             width,
-            heads,
-            quick_gelu,
+            heads: stack.heads,
+            activation,
             math: params.math(),
             prefix: prefix.to_owned(),
         })
@@ -207,7 +210,7 @@ impl Block {
         let (h, norms) = self.ln_2.forward(&x)?;
         let h = cast(&h, self.math.gemm)?;
         let hidden = self.fc.forward(&h, None)?;
-        let active = gelu(&hidden, self.quick_gelu)?;
+        let active = gelu(&hidden, self.activation)?;
         let (y, mlp) = add(&self.proj, &active, &x, second)?;
         let rest = Rest {
             out,
@@ -257,7 +260,7 @@ impl Block {
         let scales = self.scales.as_ref();
         let d_mlp = unscale(&dy, scales.map(|s| &s.1), rest.mlp.as_ref())?;
         let d_active = self.proj.backward(&rest.active, &d_mlp, sink)?;
-        let d_hidden = gelu_backward(&rest.hidden, &d_active, self.quick_gelu)?;
+        let d_hidden = gelu_backward(&rest.hidden, &d_active, self.activation)?;
         let d_h = self.fc.backward(&rest.h, &d_hidden, sink)?;
         let dx = self.ln_2.backward(&rest.x, &rest.norms, &d_h, sink)?.f_add_(&dy)?;
         let dx = cast(&dx, self.math.stream)?;
@@ -349,7 +352,7 @@ struct View<'a> {
     v: Tensor,
 }
 
-/// All blocks of a tower; the last one for the pooled tokens alone.
+/// All blocks of a tower; the last one for the pooled tokens alone, unless the layout wants all.
 #[derive(Debug)]
 pub struct Blocks(Vec<Block>);
 
@@ -358,23 +361,29 @@ pub struct Blocks(Vec<Block>);
 pub struct SavedBlocks(Vec<Saved>);
 
 impl Blocks {
-    pub(crate) fn new(blocks: Vec<Block>) -> Self {
-        Self(blocks)
+    /// The blocks of the tower whose names begin with `tower`.
+    pub(crate) fn of(params: &Params, tower: &str, stack: &Stack, quick_gelu: bool) -> Result<Self> {
+        let block = |i: i64| {
+            let prefix = format!("{tower}transformer.resblocks.{i}");
+            Block::new(params, &prefix, stack, stack.activation(quick_gelu))
+        };
+        Ok(Self((0..stack.layers).map(block).collect::<Result<_>>()?))
     }
 
-    /// Rows `[T, w]` to the pooled tokens' `[n, w]`. With `keep` nothing needed for the way back is lost; `lean` keeps the
+    /// Rows `[T, w]` to the pooled tokens' `[n, w]`, or to all of them where the layout wants the whole. With `keep` nothing needed for the way back is lost; `lean` keeps the
     /// blocks' inputs alone and computes the rest again there.
     pub(crate) fn forward(&self, x: Tensor, layout: &Layout, keep: bool, lean: bool) -> Result<(Tensor, SavedBlocks)> {
         let mut saved = Vec::new();
         let mut x = x;
         for (at, block) in self.0.iter().enumerate() {
-            let (y, own) = block.forward(&x, layout, at + 1 == self.0.len(), lean || !keep)?;
+            let pooled = at + 1 == self.0.len() && !layout.whole;
+            let (y, own) = block.forward(&x, layout, pooled, lean || !keep)?;
             if keep {
                 saved.push(own);
             }
             x = y;
         }
-        if self.0.is_empty() {
+        if self.0.is_empty() && !layout.whole {
             x = x.f_index_select(0, &layout.ends)?;
         }
         Ok((x, SavedBlocks(saved)))
@@ -392,10 +401,11 @@ impl Blocks {
     ) -> Result<Tensor> {
         let mut dx = dy;
         for (at, (block, saved)) in self.0.iter().zip(saved.0).enumerate().rev() {
-            dx = block.backward(saved, layout, at + 1 == self.0.len(), dx, sink)?;
+            let pooled = at + 1 == self.0.len() && !layout.whole;
+            dx = block.backward(saved, layout, pooled, dx, sink)?;
             done(block.prefix());
         }
-        if self.0.is_empty() {
+        if self.0.is_empty() && !layout.whole {
             let rows: i64 = layout.spans.iter().map(|s| s.n * s.len).sum();
             let mut whole = Tensor::f_zeros([rows, dx.size()[1]], (dx.kind(), dx.device()))?;
             dx = whole.f_index_add_(0, &layout.ends, &dx)?;

@@ -53,7 +53,7 @@ fn bits(key: u64, counter: u64) -> u64 {
 }
 
 /// Uniform in (0, 1), never an end: 52 bits in the middle of their cells (53 would round the last one up to 1).
-fn unit(key: u64, counter: u64) -> f64 {
+pub(super) fn unit(key: u64, counter: u64) -> f64 {
     ((bits(key, counter) >> 12) as f64 + 0.5) * (1.0 / (1u64 << 52) as f64)
 }
 

@@ -2,12 +2,11 @@
 //! of weights go straight into the flat gradient. That saves a second buffer of the size of the model, two passes over it,
 //! and autograd's bookkeeping, which is what a small model spends its time on.
 
+use super::config::Activation;
 use super::params::{Leaf, Params};
 use crate::engine::Result;
 use argosy_torch_ext as ext;
 use tch::{Kind, Tensor};
-
-const LN_EPS: f64 = 1e-5;
 
 /// In which numbers the towers compute (OpenCLIP's `--precision`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +117,7 @@ pub struct LayerNorm {
     weight: Leaf,
     bias: Leaf,
     width: i64,
+    eps: f64,
 }
 
 /// Mean and reciprocal deviation of every row.
@@ -128,13 +128,14 @@ pub struct Norms {
 }
 
 impl LayerNorm {
-    pub(crate) fn new(params: &Params, prefix: &str) -> Result<Self> {
+    pub(crate) fn new(params: &Params, prefix: &str, eps: f64) -> Result<Self> {
         let weight = params.leaf(&format!("{prefix}.weight"))?;
         let width = weight.at(Kind::Float).size().first().copied().unwrap_or(0);
         Ok(Self {
             weight,
             bias: params.leaf(&format!("{prefix}.bias"))?,
             width,
+            eps,
         })
     }
 
@@ -142,7 +143,7 @@ impl LayerNorm {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<(Tensor, Norms)> {
         let (weight, bias) = (self.weight.at(Kind::Float), self.bias.at(Kind::Float));
         let (y, mean, rstd) =
-            cast(x, Kind::Float)?.f_native_layer_norm([self.width], Some(weight), Some(bias), LN_EPS)?;
+            cast(x, Kind::Float)?.f_native_layer_norm([self.width], Some(weight), Some(bias), self.eps)?;
         Ok((y, Norms { mean, rstd }))
     }
 
@@ -220,17 +221,19 @@ fn scale_of(q: &Tensor) -> f64 {
 }
 
 /// GELU as PyTorch's `nn.GELU`, or OpenAI's quick one.
-pub(crate) fn gelu(x: &Tensor, quick: bool) -> Result<Tensor> {
-    if quick {
-        Ok(x.f_mul_scalar(1.702)?.f_sigmoid()?.f_mul_(x)?)
-    } else {
-        Ok(x.f_gelu("none")?)
-    }
+pub(crate) fn gelu(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    Ok(match activation {
+        Activation::QuickGelu => x.f_mul_scalar(1.702)?.f_sigmoid()?.f_mul_(x)?,
+        Activation::Gelu => x.f_gelu("none")?,
+        Activation::GeluTanh => x.f_gelu("tanh")?,
+    })
 }
 
-pub(crate) fn gelu_backward(x: &Tensor, dy: &Tensor, quick: bool) -> Result<Tensor> {
-    if !quick {
-        return Ok(x.f_gelu_backward(dy, "none")?);
+pub(crate) fn gelu_backward(x: &Tensor, dy: &Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::Gelu => return Ok(x.f_gelu_backward(dy, "none")?),
+        Activation::GeluTanh => return Ok(x.f_gelu_backward(dy, "tanh")?),
+        Activation::QuickGelu => {}
     }
     // (x s(ax))' = s + a x s (1 - s)
     let s = x.f_mul_scalar(1.702)?.f_sigmoid()?;

@@ -1,8 +1,8 @@
 //! All parameters in one flat buffer, names sorted; the towers hold views into it.
 
 use super::config::ModelConfig;
-use super::init::Init;
 use super::ops::Math;
+use super::specs::{BATCHES_TRACKED, Specs, elements};
 use crate::engine::{EngineError, Result, TensorSpec};
 use argosy_torch_ext::FlatBuffer;
 use std::collections::BTreeMap;
@@ -88,6 +88,8 @@ impl Leaf {
 pub struct Params {
     table: Vec<TensorSpec>,
     index: BTreeMap<String, usize>,
+    /// Elements of the parameters; behind them lie the running statistics of BatchNorm.
+    trained: usize,
     held: Held,
     /// Single precision on the device, where that is not `values` itself.
     remote: Option<Tensor>,
@@ -114,12 +116,12 @@ impl Params {
     /// # Errors
     /// When memory cannot be had.
     pub fn held(config: &ModelConfig, seed: u64, held: Held) -> Result<Self> {
-        let specs = specs(config);
-        let total: usize = specs.values().map(|(shape, _)| elements(shape)).sum();
+        let specs = Specs::of(config);
+        let (trained, total) = (specs.parameters(), specs.elements());
         let (mut values, grads) = (FlatBuffer::zeros(total)?, FlatBuffer::zeros(total)?);
         let (mut table, mut index) = (Vec::new(), BTreeMap::new());
         let mut offset = 0;
-        for (name, (shape, init)) in specs {
+        for (name, (shape, init)) in specs.trained.into_iter().chain(specs.buffers) {
             let len = elements(&shape);
             init.fill(seed, &name, &mut values.as_mut_slice()[offset..offset + len]);
             index.insert(name.clone(), table.len());
@@ -136,6 +138,7 @@ impl Params {
         let mut this = Self {
             table,
             index,
+            trained,
             held,
             remote: away.then(|| empty(Kind::Float)).transpose()?,
             remote_grads: away.then(|| empty(Kind::Float)).transpose()?,
@@ -150,16 +153,30 @@ impl Params {
         Ok(this)
     }
 
-    /// Parameters of a model of `config`, without making one.
-    #[must_use]
-    pub fn count(config: &ModelConfig) -> usize {
-        specs(config).values().map(|(shape, _)| elements(shape)).sum()
-    }
-
-    /// Names, shapes and places.
+    /// Names, shapes and places: parameters sorted by name, then running statistics sorted by name.
     #[must_use]
     pub fn table(&self) -> &[TensorSpec] {
         &self.table
+    }
+
+    /// Those of the parameters.
+    #[must_use]
+    pub fn trained(&self) -> &[TensorSpec] {
+        &self.table[..self
+            .table
+            .partition_point(|spec| spec.offset + spec.len <= self.trained)]
+    }
+
+    /// Those of BatchNorm's running statistics.
+    #[must_use]
+    pub fn buffers(&self) -> &[TensorSpec] {
+        &self.table[self.trained().len()..]
+    }
+
+    /// Elements of the parameters, which come first.
+    #[must_use]
+    pub fn trained_elements(&self) -> usize {
+        self.trained
     }
 
     /// In which numbers the towers compute.
@@ -179,7 +196,7 @@ impl Params {
     /// # Errors
     /// When memory cannot be had.
     pub fn round(&mut self) -> Result<()> {
-        for spec in &self.table {
+        for spec in self.trained() {
             let rounds = match self.held.rounded {
                 Rounded::None => false,
                 Rounded::Products => is_product(&spec.name, &spec.shape),
@@ -249,122 +266,31 @@ impl Params {
     }
 }
 
+/// Whether a tensor is a count of batches, which files hold as an integer.
+pub(crate) fn counts_batches(name: &str) -> bool {
+    name.ends_with(BATCHES_TRACKED)
+}
+
 /// Whether OpenCLIP's `convert_weights_to_lp` takes this parameter: linear layers and convolutions with their biases, the
 /// attention's packed projection, and the towers' projections.
 fn is_product(name: &str, shape: &[i64]) -> bool {
     let last_two = name.rsplitn(3, '.').collect::<Vec<_>>();
     let of = last_two.get(1).copied().unwrap_or_default();
-    let linear = ["out_proj", "c_fc", "c_proj", "conv1"].contains(&of);
-    linear || name.contains("in_proj_") || (shape.len() == 2 && matches!(name, "text_projection" | "visual.proj"))
-}
-
-/// Elements of a shape; 1 for a scalar.
-#[must_use]
-pub fn elements(shape: &[i64]) -> usize {
-    shape.iter().product::<i64>().max(0) as usize
-}
-
-type Specs = BTreeMap<String, (Vec<i64>, Init)>;
-
-/// Name, shape and initial distribution of every parameter (open_clip 3.3.0: `CLIP.__init__`,
-/// `VisionTransformer.__init__`, `TextTransformer.init_parameters`; the rest are PyTorch's defaults).
-fn specs(config: &ModelConfig) -> Specs {
-    let (v, t, embed) = (&config.vision, &config.text, config.embed_dim);
-    let mut out = Specs::new();
-    let mut put = |name: &str, shape: &[i64], init: Init| {
-        out.insert(name.to_owned(), (shape.to_vec(), init));
-    };
-    put("logit_scale", &[], Init::Constant(config.init_logit_scale));
-    if let Some(bias) = config.init_logit_bias {
-        put("logit_bias", &[], Init::Constant(bias));
-    }
-
-    let scale = (v.width as f64).powf(-0.5);
-    let grid = v.image_size / v.patch_size;
-    put("visual.class_embedding", &[v.width], Init::Normal(scale));
-    put(
-        "visual.positional_embedding",
-        &[grid * grid + 1, v.width],
-        Init::Normal(scale),
-    );
-    put("visual.proj", &[v.width, embed], Init::Normal(scale));
-    let fan_in = 3 * v.patch_size * v.patch_size;
-    put(
-        "visual.conv1.weight",
-        &[v.width, 3, v.patch_size, v.patch_size],
-        Init::fan_in(fan_in),
-    );
-
-    put("token_embedding.weight", &[t.vocab_size, t.width], Init::Normal(0.02));
-    put("positional_embedding", &[t.context_length, t.width], Init::Normal(0.01));
-    put(
+    let linear = [
+        "out_proj",
+        "c_fc",
+        "c_proj",
+        "q_proj",
+        "k_proj",
+        "v_proj",
         "text_projection",
-        &[t.width, embed],
-        Init::Normal((t.width as f64).powf(-0.5)),
-    );
-
-    for (prefix, width) in [
-        ("visual.ln_pre", v.width),
-        ("visual.ln_post", v.width),
-        ("ln_final", t.width),
-    ] {
-        layer_norm(&mut out, prefix, width);
-    }
-    for layer in 0..v.layers {
-        let w = v.width as f64;
-        let inits = BlockInits {
-            in_proj: Init::Uniform((6.0 / (4.0 * w)).sqrt()), // xavier_uniform_ over [3W, W]
-            out_proj: Init::fan_in(v.width),
-            c_fc: Init::fan_in(v.width),
-            c_proj: Init::fan_in(v.mlp_width),
-        };
-        let prefix = format!("visual.transformer.resblocks.{layer}");
-        block(&mut out, &prefix, v.width, v.mlp_width, v.ls_init_value, &inits);
-    }
-    for layer in 0..t.layers {
-        let (attn, depth) = ((t.width as f64).powf(-0.5), (2.0 * t.layers as f64).powf(-0.5));
-        let inits = BlockInits {
-            in_proj: Init::Normal(attn),
-            out_proj: Init::Normal(attn * depth),
-            c_fc: Init::Normal((2.0 * t.width as f64).powf(-0.5)),
-            c_proj: Init::Normal(attn * depth),
-        };
-        let prefix = format!("transformer.resblocks.{layer}");
-        block(&mut out, &prefix, t.width, t.mlp_width, t.ls_init_value, &inits);
-    }
-    out
-}
-
-struct BlockInits {
-    in_proj: Init,
-    out_proj: Init,
-    c_fc: Init,
-    c_proj: Init,
-}
-
-fn layer_norm(out: &mut Specs, prefix: &str, width: i64) {
-    out.insert(format!("{prefix}.weight"), (vec![width], Init::Constant(1.0)));
-    out.insert(format!("{prefix}.bias"), (vec![width], Init::Constant(0.0)));
-}
-
-fn block(out: &mut Specs, prefix: &str, width: i64, mlp: i64, ls: Option<f64>, init: &BlockInits) {
-    layer_norm(out, &format!("{prefix}.ln_1"), width);
-    layer_norm(out, &format!("{prefix}.ln_2"), width);
-    let mut put = |name: &str, shape: &[i64], init: Init| {
-        out.insert(format!("{prefix}.{name}"), (shape.to_vec(), init));
-    };
-    put("attn.in_proj_weight", &[3 * width, width], init.in_proj);
-    put("attn.in_proj_bias", &[3 * width], Init::Constant(0.0));
-    put("attn.out_proj.weight", &[width, width], init.out_proj);
-    put("attn.out_proj.bias", &[width], Init::Constant(0.0));
-    put("mlp.c_fc.weight", &[mlp, width], init.c_fc);
-    put("mlp.c_fc.bias", &[mlp], Init::fan_in(width));
-    put("mlp.c_proj.weight", &[width, mlp], init.c_proj);
-    put("mlp.c_proj.bias", &[width], Init::fan_in(mlp));
-    if let Some(value) = ls {
-        put("ls_1.gamma", &[width], Init::Constant(value));
-        put("ls_2.gamma", &[width], Init::Constant(value));
-    }
+        "conv1",
+        "conv2",
+        "conv3",
+    ];
+    let linear = linear.contains(&of) || name.ends_with("downsample.0.weight");
+    let name = name.strip_prefix("text.").unwrap_or(name);
+    linear || name.contains("in_proj_") || (shape.len() == 2 && matches!(name, "text_projection" | "visual.proj"))
 }
 
 #[cfg(test)]
@@ -374,7 +300,7 @@ mod tests {
     #[test]
     fn params_of_vit_b_32_number_as_published() {
         let config = ModelConfig::by_name("ViT-B-32").unwrap();
-        let total: usize = specs(&config).values().map(|(shape, _)| elements(shape)).sum();
+        let total = Specs::of(&config).parameters();
         assert_eq!(total, 151_277_313); // docs/model_profile.csv says 151.28 million
     }
 

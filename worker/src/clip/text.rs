@@ -1,11 +1,11 @@
-//! The text tower (`TextTransformer`): causal blocks over captions cut to the longest of a length group, all groups'
+//! The text tower (`TextTransformer`): blocks over captions, of causal ones cut to the longest of a length group, all groups'
 //! tokens one after another.
 
-use super::block::{Block, Blocks, Layout, SavedBlocks, Span};
-use super::config::ModelConfig;
+use super::block::{Blocks, Layout, SavedBlocks, Span};
+use super::config::{ModelConfig, TextPool, TextProjection};
 use super::groups::{Group, by_length};
-use super::head::{Head, SavedHead};
-use super::ops::{Math, Sink, cast};
+use super::head::{Head, Pooling, Projection, SavedHead};
+use super::ops::{Linear, Math, Sink, cast};
 use super::params::{Leaf, Params};
 use crate::engine::{EngineError, Result, expect_len};
 use tch::{Device, Kind, Tensor};
@@ -17,6 +17,8 @@ pub struct TextTower {
     positional_embedding: Leaf,
     blocks: Blocks,
     head: Head,
+    pool: TextPool,
+    causal: bool,
     context: usize,
     vocab: usize,
     width: i64,
@@ -40,24 +42,59 @@ pub struct SavedText {
 
 impl TextTower {
     pub(crate) fn new(config: &ModelConfig, params: &Params) -> Result<Self> {
-        let t = &config.text;
-        let scaled = t.ls_init_value.is_some();
-        let block = |i: i64| {
-            let prefix = format!("transformer.resblocks.{i}");
-            Block::new(params, &prefix, t.heads, config.quick_gelu, scaled)
+        let (t, prefix) = (&config.text, config.text_prefix());
+        let name = |name: &str| format!("{prefix}{name}");
+        let projection = match t.projection {
+            TextProjection::Matrix => Projection::matrix(params, &name("text_projection"))?,
+            TextProjection::Linear => Projection::Linear(Linear::new(
+                params,
+                &name("text_projection.weight"),
+                Some(&name("text_projection.bias")),
+            )?),
+            TextProjection::None => Projection::None,
         };
+        let eps = t.stack.norm_eps;
         Ok(Self {
-            table: params.leaf("token_embedding.weight")?,
-            positional_embedding: params.leaf("positional_embedding")?,
-            blocks: Blocks::new((0..t.layers).map(block).collect::<Result<_>>()?),
-            head: Head::new(params, "ln_final", "text_projection")?,
+            table: params.leaf(&name("token_embedding.weight"))?,
+            positional_embedding: params.leaf(&name("positional_embedding"))?,
+            blocks: Blocks::of(params, prefix, &t.stack, config.quick_gelu)?,
+            head: Head::new(params, &name("ln_final"), eps, projection, Pooling::Given)?,
+            pool: t.pool,
+            causal: t.causal,
             context: t.context_length as usize,
             vocab: t.vocab_size as usize,
-            width: t.width,
+            width: t.stack.width,
             math: params.math(),
             device: params.device(),
-            group_cost: group_cost(t.width),
+            group_cost: group_cost(t.stack.width),
         })
+    }
+
+    /// Where each row is pooled, from 0. `lengths[i]` counts the ids of row `i` up to and including the largest.
+    fn pooled_at(&self, tokens: &[i32], lengths: &[u16]) -> Vec<usize> {
+        let rows = tokens.chunks(self.context).zip(lengths);
+        rows.map(|(ids, len)| match self.pool {
+            TextPool::First => 0,
+            TextPool::Last => self.context - 1,
+            TextPool::Argmax => usize::from(*len) - 1,
+            TextPool::Eos(eos) => ids.iter().position(|id| *id == eos).unwrap_or(0),
+        })
+        .collect()
+    }
+
+    /// How many ids of each row reach its feature: with a causal mask those up to the pooled one, else all, whatever they are
+    /// (OpenCLIP 3.3.0 has no pad mask either).
+    ///
+    /// # Errors
+    /// As [`TextTower::encode`].
+    pub fn read(&self, tokens: &[i32], lengths: &[u16]) -> Result<Vec<u16>> {
+        expect_len("tokens", lengths.len() * self.context, tokens.len())?;
+        self.check(tokens, lengths)?;
+        if !self.causal {
+            return Ok(vec![self.context as u16; lengths.len()]);
+        }
+        let ends = self.pooled_at(tokens, lengths);
+        Ok(ends.into_iter().map(|at| at as u16 + 1).collect())
     }
 
     /// L2-normalised features `[n, d]` of `[n, context]` ids, `n >= 1`; `lengths[i]` counts the ids of row `i` up to and
@@ -81,11 +118,10 @@ impl TextTower {
         keep: bool,
         lean: bool,
     ) -> Result<(Tensor, SavedText)> {
-        expect_len("tokens", lengths.len() * self.context, tokens.len())?;
-        self.check(tokens, lengths)?;
-        let groups = by_length(lengths, self.group_cost);
-        let layout = self.layout(&groups, lengths)?;
-        let ids = self.ids(&groups, tokens, lengths)?;
+        let read = self.read(tokens, lengths)?;
+        let groups = by_length(&read, self.group_cost);
+        let layout = self.layout(&groups, &read, &self.pooled_at(tokens, lengths))?;
+        let ids = self.ids(&groups, tokens, &read)?;
         let x = self.embed(&ids, &layout)?;
         let (x, blocks) = self.blocks.forward(x, &layout, keep, lean)?;
         let (features, head) = self.head.forward(x)?;
@@ -158,11 +194,11 @@ impl TextTower {
         Ok(())
     }
 
-    fn layout(&self, groups: &[Group], lengths: &[u16]) -> Result<Layout> {
+    fn layout(&self, groups: &[Group], lengths: &[u16], pooled_at: &[usize]) -> Result<Layout> {
         let (mut spans, mut ends, mut start) = (Vec::with_capacity(groups.len()), Vec::new(), 0usize);
         for group in groups {
             let (n, len) = (group.rows.len(), group.longest);
-            let end_of = |(k, row): (usize, &usize)| (start + k * len + usize::from(lengths[*row]) - 1) as i64;
+            let end_of = |(k, row): (usize, &usize)| (start + k * len + pooled_at[*row]) as i64;
             ends.extend(group.rows.iter().enumerate().map(end_of));
             spans.push(Span {
                 start: start as i64,
@@ -174,7 +210,8 @@ impl TextTower {
         }
         Ok(Layout {
             spans,
-            causal: true,
+            causal: self.causal,
+            whole: false,
             ends: self.indices(&ends)?,
         })
     }

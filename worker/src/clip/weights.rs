@@ -1,6 +1,6 @@
 //! Weights by name, from and to safetensors.
 
-use super::params::Params;
+use super::params::{Params, counts_batches};
 use crate::engine::{EngineError, Result};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeSet;
@@ -40,6 +40,17 @@ pub fn read_flat(params: &Params, bytes: &[u8]) -> Result<Vec<f32>> {
             return Err(EngineError::State(format!(
                 "weights: {name:?} has shape {shape:?}, the model needs {want:?}"
             )));
+        }
+        if counts_batches(&spec.name) && tensor.dtype() == Dtype::I64 {
+            out.extend(
+                tensor
+                    .data()
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .map(|b| i64::from_le_bytes(*b) as f32),
+            );
+            continue;
         }
         append_f32(&spec.name, tensor.dtype(), tensor.data(), &mut out)?;
     }
@@ -86,11 +97,19 @@ fn half(bits: u16) -> f32 {
 /// When the file cannot be laid out.
 pub fn save(params: &Params) -> Result<Vec<u8>> {
     let bytes = params.values.as_bytes();
+    let counts: Vec<[u8; 8]> = (params.values.as_slice().iter())
+        .skip(params.trained_elements())
+        .map(|v| (*v as i64).to_le_bytes())
+        .collect();
     let mut views = Vec::new();
     for spec in params.table() {
         let shape = spec.shape.iter().map(|d| *d as usize).collect();
-        let data = &bytes[4 * spec.offset..4 * (spec.offset + spec.len)];
-        let view = safetensors::tensor::TensorView::new(Dtype::F32, shape, data)
+        let (dtype, data) = if counts_batches(&spec.name) {
+            (Dtype::I64, &counts[spec.offset - params.trained_elements()][..])
+        } else {
+            (Dtype::F32, &bytes[4 * spec.offset..4 * (spec.offset + spec.len)])
+        };
+        let view = safetensors::tensor::TensorView::new(dtype, shape, data)
             .map_err(|e| EngineError::State(format!("weights: {}: {e}", spec.name)))?;
         views.push((spec.name.as_str(), view));
     }

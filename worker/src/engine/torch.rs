@@ -1,6 +1,7 @@
 //! The engine that trains: libtorch on one thread.
 
 mod passes;
+mod statistics;
 
 use super::{
     ApplyHyper, ApplyOut, Encoded, Engine, EngineError, GatheredLse, LossOut, OwnLse, Ready, Result, RowsIn,
@@ -93,6 +94,10 @@ pub struct TorchEngine {
     /// Who copies the state for a checkpoint; everything that writes it waits for them.
     gate: ReadGate,
     step: Option<Step>,
+    /// Lanes and draws of the step that comes next, where they were told.
+    coming: Option<(Vec<usize>, Vec<u64>)>,
+    /// Turn of each own lane among all lanes with rows, and how many those are (rule BN1).
+    turns: Option<(Vec<usize>, usize)>,
     /// Steps of lanes put aside, with the rows of the token table that each uses.
     parked: BTreeMap<u32, (Step, Vec<u32>)>,
     /// Rows that memory holds at once, as far as is known.
@@ -146,7 +151,7 @@ impl TorchEngine {
         pool_install();
         let params = Params::held(config, options.seed, options.held())?;
         let clip = Clip::new(config, preprocess, &params)?;
-        let (images, texts) = (config.vision.layers, config.text.layers);
+        let (images, texts) = (config.vision.blocks(), config.text.stack.layers);
         let adam = AdamW::new(&params, |spec| Treatment {
             decays: options.decay.decays(&spec.name, &spec.shape),
             lr_factor: options.layer_decay.factor(&spec.name, images, texts),
@@ -177,6 +182,8 @@ impl TorchEngine {
             touched: Vec::new(),
             gate: ReadGate::default(),
             step: None,
+            coming: None,
+            turns: None,
             parked: BTreeMap::new(),
             rows_fit: usize::MAX,
             notices: Vec::new(),
@@ -238,14 +245,7 @@ impl TorchEngine {
         expect_len("images", lengths.len() * 3 * s * s, images.len())?;
         let shape = [lengths.len() as i64, 3, s as i64, s as i64];
         let images = Images::Floats(Tensor::f_from_slice(images)?.f_view(shape)?);
-        self.begin(
-            Inputs {
-                images,
-                tokens: tokens.to_vec(),
-                lengths: lengths.to_vec(),
-            },
-            micro_rows,
-        )
+        self.begin(Inputs::new(images, tokens, lengths), micro_rows)
     }
 
     fn byte_images(&self, rows: usize, pixels: &[u8]) -> Result<Images> {
@@ -253,6 +253,11 @@ impl TorchEngine {
         expect_len("pixels", rows * s * s * 3, pixels.len())?;
         let shape = [rows as i64, s as i64, s as i64, 3];
         Ok(Images::Bytes(Tensor::f_from_slice(pixels)?.f_view(shape)?))
+    }
+
+    /// Name of the token table.
+    fn table_name(&self) -> String {
+        format!("{}token_embedding.weight", self.config.text_prefix())
     }
 
     /// Arrays of the state in order, `[P]` each.
@@ -303,14 +308,7 @@ impl Engine for TorchEngine {
     fn encode(&mut self, rows: &RowsIn<'_>, micro_rows: usize) -> Result<Encoded> {
         expect_len("lengths", rows.rows, rows.lengths.len())?;
         let images = self.byte_images(rows.rows, rows.pixels)?;
-        self.begin(
-            Inputs {
-                images,
-                tokens: rows.tokens.to_vec(),
-                lengths: rows.lengths.to_vec(),
-            },
-            micro_rows,
-        )
+        self.begin(Inputs::new(images, rows.tokens, rows.lengths), micro_rows)
     }
 
     fn own_lse(&mut self, own: &[u32], valid_rows: usize, f_all: &[f32], g_all: &[f32]) -> Result<OwnLse> {
@@ -378,6 +376,7 @@ impl Engine for TorchEngine {
             StepLoss::Sigmoid(done) => (done.grads, done.d_bias, loss::sigmoid_value(all.r)),
         };
         argosy_torch_ext::record::mark(crate::profile::TOWERS_BACKWARD);
+        self.turns_default(step.lanes());
         self.towers_backward(step, &grads.d_f, &grads.d_g, ready)?;
         let flat = self.params.grads.as_mut_slice();
         flat[self.scale_at] = grads.d_log_scale as f32;
@@ -385,6 +384,14 @@ impl Engine for TorchEngine {
             flat[at] = d_bias as f32;
         }
         Ok(LossOut { loss: value })
+    }
+
+    fn begin_lanes(&mut self, rows: &[usize], draws: &[u64]) {
+        self.coming = Some((rows.to_vec(), draws.to_vec()));
+    }
+
+    fn lane_turns(&mut self, turns: &[usize], of: usize) {
+        self.turns = Some((turns.to_vec(), of));
     }
 
     fn take_notices(&mut self) -> Vec<String> {
@@ -415,8 +422,8 @@ impl Engine for TorchEngine {
     }
 
     fn sparse_table(&self) -> Option<SparseTable> {
-        let spec = self.params.spec("token_embedding.weight").ok()?;
-        let width = self.config.text.width as usize;
+        let spec = self.params.spec(&self.table_name()).ok()?;
+        let width = self.config.text.stack.width as usize;
         Some(SparseTable {
             offset: spec.offset,
             rows: spec.len / width,
@@ -438,6 +445,7 @@ impl Engine for TorchEngine {
         let grad_norm = self.adam.step(&mut self.params, hyper)?;
         let scale = &mut self.params.values.as_mut_slice()[self.scale_at];
         *scale = scale.clamp(0.0, LOGIT_SCALE_MAX as f32);
+        self.apply_statistics();
         self.params.round()?;
         if let (Some(ema), Some(decay)) = (&self.ema, hyper.ema_decay) {
             let mut average = ema.tensor().shallow_clone();

@@ -2,7 +2,9 @@
 
 use super::Options;
 use super::golden::{Golden, GoldenBatch};
-use crate::engine::{ApplyHyper, Engine, EngineError, GatheredLse, Result, TorchEngine};
+use crate::clip::{Images, embed_images, to_vec};
+use crate::engine::{ApplyHyper, Engine, EngineError, GatheredLse, Result, TensorSpec, TorchEngine};
+use tch::Tensor;
 
 /// A planted error: changes a worker's gradient before it is added; arguments are its rows, all rows, its gradient.
 pub type Tamper = fn(usize, usize, &mut [f32]);
@@ -21,6 +23,9 @@ struct Member {
     engine: TorchEngine,
     /// Places of own rows among all rows.
     own: Vec<u32>,
+    /// Rows of each own lane, and the lanes.
+    lane_rows: Vec<usize>,
+    own_lanes: Vec<usize>,
 }
 
 /// The workers.
@@ -43,10 +48,13 @@ impl Fleet {
         }
         let mut members = Vec::new();
         for worker in 0..options.workers {
-            let own = own_rows(worker, options.workers, lanes, rows);
+            let own_lanes = own_lanes(worker, options.workers, lanes);
+            let rows_of = |lane: &usize| lane * rows / lanes..(lane + 1) * rows / lanes;
             members.push(Member {
                 engine: golden.engine(options.tile)?,
-                own,
+                own: own_lanes.iter().flat_map(rows_of).map(|row| row as u32).collect(),
+                lane_rows: own_lanes.iter().map(|lane| rows_of(lane).len()).collect(),
+                own_lanes,
             });
         }
         Ok(Self {
@@ -77,6 +85,7 @@ impl Fleet {
             let images = pick(&batch.images, &member.own, rows);
             let tokens = pick(&batch.tokens, &member.own, rows);
             let lengths = pick(&batch.lengths, &member.own, rows);
+            member.engine.begin_lanes(&member.lane_rows, &[]);
             let out = member.engine.encode_floats(&images, &tokens, &lengths, micro_rows)?;
             place(&out.f, &member.own, rows, &mut f);
             place(&out.g, &member.own, rows, &mut g);
@@ -90,6 +99,7 @@ impl Fleet {
         }
         let (mut gradient, mut losses) = (Vec::<f32>::new(), Vec::new());
         for member in &mut self.members {
+            member.engine.lane_turns(&member.own_lanes, self.lanes);
             losses.push(
                 member
                     .engine
@@ -125,6 +135,24 @@ impl Fleet {
             .try_for_each(|m| m.engine.apply(hyper).map(drop))
     }
 
+    /// Places of running statistics.
+    pub(super) fn buffers(&self) -> Vec<TensorSpec> {
+        let first = self.members.first();
+        first.map(|m| m.engine.params().buffers().to_vec()).unwrap_or_default()
+    }
+
+    /// Features of images and texts as evaluation makes them, by the first worker.
+    pub(super) fn eval(&mut self, batch: &GoldenBatch) -> Result<[Vec<f32>; 2]> {
+        let Some(member) = self.members.first() else {
+            return Ok([Vec::new(), Vec::new()]);
+        };
+        let size = member.engine.image_size() as i64;
+        let images = Tensor::f_from_slice(&batch.images)?.f_view([-1, 3, size, size])?;
+        let clip = member.engine.clip();
+        let texts = clip.text.encode(&batch.tokens, &batch.lengths)?;
+        Ok([embed_images(clip, &Images::Floats(images))?, to_vec(&texts)?])
+    }
+
     /// Parameters of the first worker, after making sure that all states are equal.
     pub(super) fn params(&self) -> Result<Vec<f32>> {
         let hashes: Vec<u64> = self.members.iter().map(|m| m.engine.state_hash()).collect();
@@ -141,9 +169,9 @@ impl Fleet {
     }
 }
 
-/// Rows of a worker: lane `q` is the `q`-th of `lanes` nearly equal pieces; every worker has a lane, the rest is dealt
-/// one, two, three, ... at a time, so that shares are uneven and rows lie apart.
-fn own_rows(worker: usize, workers: usize, lanes: usize, rows: usize) -> Vec<u32> {
+/// Lanes of a worker: every worker has one, the rest is dealt one, two, three, ... at a time, so that shares are uneven and
+/// rows lie apart. Lane `q` is the `q`-th of `lanes` nearly equal pieces of the rows.
+fn own_lanes(worker: usize, workers: usize, lanes: usize) -> Vec<usize> {
     let pattern: Vec<usize> = (0..workers).flat_map(|w| std::iter::repeat_n(w, w + 1)).collect();
     let owner = |lane: usize| {
         if lane < workers {
@@ -152,12 +180,7 @@ fn own_rows(worker: usize, workers: usize, lanes: usize, rows: usize) -> Vec<u32
             pattern[(lane - workers) % pattern.len()]
         }
     };
-    let start = |lane: usize| lane * rows / lanes;
-    (0..lanes)
-        .filter(|q| owner(*q) == worker)
-        .flat_map(|q| start(q)..start(q + 1))
-        .map(|row| row as u32)
-        .collect()
+    (0..lanes).filter(|q| owner(*q) == worker).collect()
 }
 
 /// The named rows of a row-major array with `rows` rows.
@@ -185,14 +208,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_rows_of_all_workers_are_uneven_and_cover_the_batch_once() {
-        for (workers, lanes, rows) in [(1, 9, 9), (2, 9, 9), (3, 9, 9), (3, 4, 9), (4, 4, 8)] {
-            let shares: Vec<Vec<u32>> = (0..workers).map(|w| own_rows(w, workers, lanes, rows)).collect();
-            let mut all: Vec<u32> = shares.iter().flatten().copied().collect();
+    fn own_lanes_of_all_workers_are_uneven_and_cover_all_once() {
+        for (workers, lanes) in [(1, 9), (2, 9), (3, 9), (3, 4), (4, 4)] {
+            let shares: Vec<Vec<usize>> = (0..workers).map(|w| own_lanes(w, workers, lanes)).collect();
+            let mut all: Vec<usize> = shares.iter().flatten().copied().collect();
             all.sort_unstable();
-            assert_eq!(all, (0..rows as u32).collect::<Vec<_>>());
+            assert_eq!(all, (0..lanes).collect::<Vec<_>>());
             assert!(shares.iter().all(|s| !s.is_empty()));
         }
-        assert_ne!(own_rows(0, 3, 9, 9).len(), own_rows(2, 3, 9, 9).len());
+        assert_ne!(own_lanes(0, 3, 9).len(), own_lanes(2, 3, 9).len());
     }
 }

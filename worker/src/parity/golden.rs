@@ -1,5 +1,6 @@
 //! Reads a folder made by `tests/peers/dump.py`.
 
+use crate::clip::config::VisionKind;
 use crate::clip::weights::append_f32;
 use crate::clip::{ModelConfig, Preprocess};
 use crate::engine::{ApplyHyper, Engine, EngineError, Result, TensorSpec, TorchEngine, TorchOptions};
@@ -7,6 +8,9 @@ use argosy_common::config::Loss;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// OpenCLIP's loss and gradients in double precision.
+const DOUBLES: &str = "golden64.safetensors";
 
 /// Inputs of one golden step.
 #[derive(Debug, Clone)]
@@ -28,6 +32,7 @@ pub struct Golden {
     config: ModelConfig,
     preprocess: Preprocess,
     floats: BTreeMap<String, Vec<f32>>,
+    doubles: BTreeMap<String, Vec<f64>>,
     tokens: BTreeMap<String, Vec<i32>>,
     first: Vec<f32>,
     table: Vec<TensorSpec>,
@@ -64,14 +69,27 @@ impl Golden {
             config,
             preprocess,
             floats: BTreeMap::new(),
+            doubles: BTreeMap::new(),
             tokens: BTreeMap::new(),
             first: engine.params().values.as_slice().to_vec(),
-            table: engine.tensor_table(),
+            table: engine.params().trained().to_vec(),
             rows: 0,
             steps: 0,
         };
         this.read_tensors(&read(dir, "golden.safetensors")?)?;
+        if dir.join(DOUBLES).is_file() {
+            this.read_doubles(&read(dir, DOUBLES)?)?;
+        }
         Ok(this)
+    }
+
+    fn read_doubles(&mut self, bytes: &[u8]) -> Result<()> {
+        let file = SafeTensors::deserialize(bytes).map_err(|e| at(&self.dir, DOUBLES, e))?;
+        for (name, tensor) in file.iter().filter(|(_, t)| t.dtype() == Dtype::F64) {
+            let values = tensor.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b));
+            self.doubles.insert(name.to_owned(), values.collect());
+        }
+        Ok(())
     }
 
     fn read_tensors(&mut self, bytes: &[u8]) -> Result<()> {
@@ -127,10 +145,20 @@ impl Golden {
     /// Lanes the golden values were made with; 1 says nothing about lanes for a model without BatchNorm.
     #[must_use]
     pub fn lanes(&self) -> Option<usize> {
-        self.meta["args"]["lanes"]
-            .as_u64()
-            .filter(|n| *n > 1)
-            .map(|n| n as usize)
+        let lanes = self.meta["args"]["lanes"].as_u64().map_or(1, |n| n as usize);
+        (lanes > 1 || self.has_batch_norm()).then_some(lanes)
+    }
+
+    /// Whether the model has BatchNorm.
+    #[must_use]
+    pub fn has_batch_norm(&self) -> bool {
+        matches!(self.config.vision.kind, VisionKind::ResNet(_))
+    }
+
+    /// Loss and gradients of a step in double precision, where the folder has them.
+    #[must_use]
+    pub fn double(&self, key: &str) -> Option<&[f64]> {
+        self.doubles.get(key).map(Vec::as_slice)
     }
 
     /// Learning rate and decay of the dump.
@@ -157,7 +185,14 @@ impl Golden {
         let mut out = Vec::with_capacity(self.first.len());
         for spec in &self.table {
             let key = format!("step{step}.{kind}.{}", spec.name);
-            let values = self.tensor(&key)?;
+            // What the loss does not see (a bias under the softmax loss) has no gradient, and no key.
+            let unseen = kind == "grad" && !self.floats.contains_key(&key);
+            let moved = || self.floats.contains_key(&format!("step{step}.param.{}", spec.name));
+            let values = if unseen && moved() {
+                vec![0.0; spec.len]
+            } else {
+                self.tensor(&key)?
+            };
             if values.len() != spec.len {
                 let why = format!("{key:?} has {} values, the model needs {}", values.len(), spec.len);
                 return Err(at(&self.dir, "golden.safetensors", why));
@@ -175,7 +210,10 @@ impl Golden {
         if step == 0 {
             Ok(self.first.clone())
         } else {
-            self.flat(step - 1, "param")
+            let mut params = self.flat(step - 1, "param")?;
+            // Running statistics have no say in training.
+            params.extend_from_slice(&self.first[params.len()..]);
+            Ok(params)
         }
     }
 

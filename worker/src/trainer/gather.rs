@@ -47,6 +47,8 @@ pub(super) struct Whole {
     pub(super) own: Vec<u32>,
     /// `V`.
     pub(super) valid: usize,
+    /// Valid rows of each lane.
+    lane_valid: Vec<u32>,
     /// Rows that take no part.
     pub(super) masked: Vec<MaskedRow>,
     /// First row whose features are not finite: lane and row.
@@ -139,6 +141,7 @@ impl Layout {
         whole
             .digests
             .push(digest.as_array().map_or(0, |b| u64::from_le_bytes(*b)));
+        let before = whole.valid;
         for row in 0..self.rows {
             match RowState::from_code(codes[row]) {
                 Some(RowState::Valid) => {}
@@ -165,6 +168,7 @@ impl Layout {
             whole.row_owners.push(owner as u32);
             whole.valid += 1;
         }
+        whole.lane_valid.push((whole.valid - before) as u32);
         Ok(())
     }
 }
@@ -195,6 +199,17 @@ impl AllLse {
 }
 
 impl Whole {
+    /// Which turn each of `lanes` that has valid rows has among all lanes that do, and how many those are (rule BN1).
+    pub(super) fn turns(&self, lanes: impl IntoIterator<Item = u32>) -> (Vec<usize>, usize) {
+        let has_rows = |lane: usize| self.lane_valid.get(lane).is_some_and(|rows| *rows > 0);
+        let before = |lane: usize| (0..lane).filter(|lane| has_rows(*lane)).count();
+        let own = lanes
+            .into_iter()
+            .map(|lane| lane as usize)
+            .filter(|lane| has_rows(*lane));
+        (own.map(before).collect(), before(self.lane_valid.len()))
+    }
+
     /// Bytes of every rank's log-sum-exps.
     pub(super) fn lse_lens(&self, members: usize) -> Vec<usize> {
         let mut lens = vec![0; members];

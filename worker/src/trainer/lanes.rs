@@ -67,6 +67,8 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         let (mut loss, mut finite) = (f64::NAN, true);
         for batch in batches {
             self.engine.resume(batch.lane)?;
+            let (turns, of) = whole.turns([batch.lane]);
+            self.engine.lane_turns(&turns, of);
             loss = self.engine.loss_backward(&all.view())?.loss;
             let grads = self.engine.grads_flat()?;
             // Before the sums mix, so that it is known whose it was (rule G11).
@@ -75,6 +77,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             sums.lane(batch.lane, compact, |left, right: Vec<f32>| tree::add(left, &right));
         }
         if batches.is_empty() {
+            self.engine.lane_turns(&[], whole.turns([]).1);
             loss = self.engine.loss_backward(&all.view())?.loss;
         }
         timer.lap("backward");

@@ -3,6 +3,7 @@
 use super::gather::{Layout, Whole, pack_lse};
 use super::{BatchSource, Halt, Held, InGeneration, Trainer};
 use crate::engine::{ApplyHyper, ApplyOut, Encoded, Engine, RowsIn, all_finite};
+use argosy_common::config::BatchNorm;
 use argosy_common::events::StepReport;
 use argosy_common::exit::Exit;
 use argosy_common::follower::Event;
@@ -12,6 +13,7 @@ use argosy_common::steplog::{RowState, StepRecord};
 use argosy_shard_loader::LaneBatch;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The trainer looks at its abort handle so often while it waits for data.
 const LOAD_POLL: Duration = Duration::from_millis(20);
@@ -182,7 +184,9 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         buffers.pixels.clear();
         buffers.tokens.clear();
         buffers.lengths.clear();
+        let (mut lane_rows, mut draws) = (Vec::with_capacity(batches.len()), Vec::new());
         for batch in batches {
+            let before = buffers.lengths.len();
             for (row, _) in batch.states.iter().enumerate().filter(|(_, s)| **s == RowState::Valid) {
                 buffers
                     .pixels
@@ -191,8 +195,14 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
                     .tokens
                     .extend_from_slice(&batch.tokens[row * context..(row + 1) * context]);
                 buffers.lengths.push(batch.lengths[row]);
+                draws.push(draw_of(self.setup.shape.seed, batch, row));
             }
+            lane_rows.push(buffers.lengths.len() - before);
         }
+        if self.setup.train.batch_norm == BatchNorm::Batch {
+            lane_rows = vec![lane_rows.iter().sum()];
+        }
+        self.engine.begin_lanes(&lane_rows, &draws);
         let rows = RowsIn {
             rows: buffers.lengths.len(),
             pixels: &buffers.pixels,
@@ -241,6 +251,11 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         timer.lap("loss");
 
         self.hit("backward", step);
+        let (turns, of) = match self.setup.train.batch_norm {
+            BatchNorm::Lane => whole.turns(inside.plan.lanes_of(inside.rank)),
+            BatchNorm::Batch => (vec![0], 1),
+        };
+        self.engine.lane_turns(&turns, of);
         if members == 1 {
             let loss = self.engine.loss_backward(&all.view())?.loss;
             let finite = all_finite(self.engine.grads_flat()?);
@@ -359,6 +374,13 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             loss,
         })
     }
+}
+
+/// A row's own number in this step: a function of seed, step and sample, whoever computes it (rule X3).
+fn draw_of(seed: u64, batch: &LaneBatch, row: usize) -> u64 {
+    let sample = batch.samples.get(row);
+    let name = sample.map_or_else(String::new, ToString::to_string);
+    xxh3_64_with_seed(format!("{}/{name}", batch.step).as_bytes(), seed)
 }
 
 /// A row that is not finite aborts the step before LOSS (rule G11). Its owner names the sample and ends the run; the others

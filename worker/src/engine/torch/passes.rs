@@ -1,13 +1,15 @@
 //! Through the towers and back, whole or in micro-batches, smaller ones when memory is short.
 //!
 //! Rows that do not fit at once are encoded without keeping anything, and encoded again piece by piece on the way back
-//! (GradCache, Gao et al. 2021). Nothing in the towers is random, so both passes give the same bits.
+//! (GradCache, Gao et al. 2021). What is dropped at random is drawn from the rows' own numbers, so both passes give the same
+//! bits.
 
+use super::statistics::pieces_of_lanes;
 use super::{TorchEngine, used_ids};
 use crate::clip::ops::Sink;
 use crate::clip::text::SavedText;
 use crate::clip::vision::SavedImages;
-use crate::clip::{Images, to_vec};
+use crate::clip::{Images, Training, to_vec};
 use crate::engine::{Encoded, Engine, EngineError, Ready, Result, expect_len};
 use crate::loss::{OwnRows, SigmoidGrads};
 use tch::Tensor;
@@ -25,6 +27,11 @@ pub(super) struct Step {
 impl Step {
     pub(super) fn rows(&self) -> usize {
         self.inputs.lengths.len()
+    }
+
+    /// Rows of each lane.
+    pub(super) fn lanes(&self) -> &[usize] {
+        &self.inputs.lanes
     }
 }
 
@@ -44,9 +51,38 @@ pub(super) enum StepLoss {
 
 #[derive(Debug)]
 pub(super) struct Inputs {
-    pub(super) images: Images,
-    pub(super) tokens: Vec<i32>,
-    pub(super) lengths: Vec<u16>,
+    images: Images,
+    tokens: Vec<i32>,
+    lengths: Vec<u16>,
+    /// Rows of each lane, in order.
+    pub(super) lanes: Vec<usize>,
+    /// A number of its own for every row, or none.
+    draws: Vec<u64>,
+}
+
+impl Inputs {
+    pub(super) fn new(images: Images, tokens: &[i32], lengths: &[u16]) -> Self {
+        Self {
+            images,
+            tokens: tokens.to_vec(),
+            lengths: lengths.to_vec(),
+            lanes: vec![lengths.len()],
+            draws: Vec::new(),
+        }
+    }
+}
+
+/// Rows of the lanes that lie in `start..start + len`, as far as they do.
+fn lanes_within(lanes: &[usize], start: usize, len: usize) -> Vec<usize> {
+    let (mut at, mut out) = (0, Vec::new());
+    for lane in lanes {
+        let (from, to) = (at.max(start), (at + lane).min(start + len));
+        if from < to {
+            out.push(to - from);
+        }
+        at += lane;
+    }
+    out
 }
 
 pub(super) fn pieces_of(rows: usize, micro_rows: usize) -> impl Iterator<Item = (usize, usize)> {
@@ -56,11 +92,18 @@ pub(super) fn pieces_of(rows: usize, micro_rows: usize) -> impl Iterator<Item = 
 }
 
 impl TorchEngine {
-    pub(super) fn begin(&mut self, inputs: Inputs, micro_rows: usize) -> Result<Encoded> {
+    pub(super) fn begin(&mut self, mut inputs: Inputs, micro_rows: usize) -> Result<Encoded> {
         self.step = None;
         let rows = inputs.lengths.len();
-        expect_len("tokens", rows * self.context_length(), inputs.tokens.len())?;
-        self.touched = used_ids(&inputs.tokens, &inputs.lengths, self.context_length());
+        if let Some((lanes, draws)) = self.coming.take() {
+            expect_len("rows of lanes", rows, lanes.iter().sum())?;
+            (inputs.lanes, inputs.draws) = (lanes, draws);
+        }
+        if !inputs.draws.is_empty() {
+            expect_len("draws", rows, inputs.draws.len())?;
+        }
+        let read = self.clip.text.read(&inputs.tokens, &inputs.lengths)?;
+        self.touched = used_ids(&inputs.tokens, &read, self.context_length());
         let mut micro_rows = micro_rows.max(1);
         loop {
             micro_rows = micro_rows.min(self.rows_fit);
@@ -88,7 +131,7 @@ impl TorchEngine {
             g: Vec::new(),
         };
         let mut last = None;
-        for (start, len) in pieces_of(rows, micro_rows) {
+        for (start, len) in self.pieces(inputs, micro_rows) {
             let (images, texts, kept) = self.encode_piece(inputs, start, len, rows <= micro_rows)?;
             out.f.extend(to_vec(&images)?);
             out.g.extend(to_vec(&texts)?);
@@ -97,12 +140,26 @@ impl TorchEngine {
         Ok((out, last.filter(|_| rows <= micro_rows)))
     }
 
+    /// What goes through the towers at once; whole lanes where rows reach each other.
+    fn pieces(&self, inputs: &Inputs, micro_rows: usize) -> Vec<(usize, usize)> {
+        if self.clip.vision.has_batch_norm() {
+            pieces_of_lanes(&inputs.lanes, micro_rows)
+        } else {
+            pieces_of(inputs.lengths.len(), micro_rows).collect()
+        }
+    }
+
     fn encode_piece(&self, inputs: &Inputs, start: usize, len: usize, keep: bool) -> Result<(Tensor, Tensor, Kept)> {
         #[cfg(test)]
         self.run_out_of_memory(len, keep)?;
         let (context, lean) = (self.context_length(), self.options.grad_checkpointing);
         let piece = inputs.images.narrow(start as i64, len as i64)?;
-        let (images, saved_images) = self.clip.vision.forward(&piece, keep, lean)?;
+        let lanes = lanes_within(&inputs.lanes, start, len);
+        let training = Training {
+            lanes: &lanes,
+            draws: inputs.draws.get(start..start + len).unwrap_or_default(),
+        };
+        let (images, saved_images) = self.clip.vision.forward(&piece, Some(training), keep, lean)?;
         let tokens = &inputs.tokens[start * context..(start + len) * context];
         let (texts, saved_texts) = self
             .clip
@@ -175,6 +232,7 @@ impl TorchEngine {
             self.params.grads.as_mut_slice().fill(0.0);
             return Ok(());
         }
+        self.check_turns(&inputs.lanes)?;
         let mut attempt = self.backward_all(&inputs, kept, micro_rows, [d_f, d_g], ready);
         while let Err(error) = attempt {
             self.halve(rows, micro_rows, error)?;
@@ -195,13 +253,15 @@ impl TorchEngine {
     ) -> Result<()> {
         let rows = inputs.lengths.len();
         // All others are replaced by the first piece; of this one only the rows in use are written.
-        let _ = self.params.leaf("token_embedding.weight")?.grad.f_zero_()?;
+        let _ = self.params.leaf(&self.table_name())?.grad.f_zero_()?;
         let (mut sink, mut kept) = (Sink::Replace, kept);
-        for (start, len) in pieces_of(rows, micro_rows) {
+        let mut statistics = Vec::new();
+        for (start, len) in self.pieces(inputs, micro_rows) {
             let piece = match kept.take() {
                 Some(kept) => kept,
                 None => self.encode_piece(inputs, start, len, true)?.2,
             };
+            statistics.extend_from_slice(piece.images.statistics());
             let cut = |x: &Tensor| x.f_narrow(0, start as i64, len as i64);
             let last = start + len == rows;
             let mut done = |prefix: &str| {
@@ -217,7 +277,7 @@ impl TorchEngine {
                 .backward(piece.texts, &cut(gradients[1])?, sink, &mut done)?;
             sink = Sink::Add;
         }
-        Ok(())
+        self.stage_statistics(&statistics)
     }
 
     /// Tells of a block's gradients; they lie together, since names are sorted. Only where they are in main memory yet.
