@@ -50,9 +50,10 @@ pub(crate) struct Checks {
 
 impl Checks {
     /// A generation is about to be closed: at a boundary, unless an order says otherwise. Somebody whose grace is over goes
-    /// whether its lanes are primed elsewhere or not.
+    /// whether its lanes are primed elsewhere or not, and where all go there is no elsewhere.
     pub(crate) fn closing(&mut self, term: Term, generation: Generation, reason: &str) {
-        self.planned = Some((term, generation, !reason.ends_with("has to go now"), false));
+        let may_wait = !reason.ends_with("has to go now") && !reason.starts_with("all members drain");
+        self.planned = Some((term, generation, may_wait, false));
     }
 
     /// Another reign knows nothing of a move under way; who is asked to leave while a boundary is waited for leaves there.

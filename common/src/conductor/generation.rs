@@ -29,6 +29,10 @@ impl<R: Rules> Conductor<R> {
         // Uploads that it had not ended are its buddies' now, however it went (rules K1, G13).
         self.ledger_lost(worker, turn);
         if self.moves.left(worker) {
+            // Its own word of leaving may be lost or late: nobody waits for it any more.
+            if let Phase::Closing { awaiting, .. } = &mut self.phase {
+                awaiting.remove(&worker);
+            }
             // It went because it was told to: no error of anybody's. What is left of its process goes as well.
             let reason = "it drained".to_owned();
             turn.commands.push(super::Command::Dismiss { worker, reason });

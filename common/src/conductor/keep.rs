@@ -71,7 +71,11 @@ impl<R: Rules> Conductor<R> {
         name: StateName,
         turn: &mut Turn,
     ) -> bool {
-        let Some(kept) = &mut self.kept else { return false };
+        let Some(kept) = &mut self.kept else {
+            // Said twice, or by a newer stream of one that trains on: it is where it belongs.
+            return matches!(&self.phase, Phase::Running { plan }
+                if plan.generation == generation && plan.rank_of(worker).is_some());
+        };
         // Who has applied nothing in it may still wait for a word of the old leader: then it is closed and formed anew.
         let trains = kept.open.members.contains(&worker) && name.applied_gen == generation;
         if self.phase != Phase::Waiting || kept.open.generation != generation || !trains || self.stopping {
