@@ -4,10 +4,14 @@
 
 mod cache;
 mod check;
+mod data;
+mod train;
 mod unknown;
 
 pub use cache::CacheConfig;
 pub use check::ConfigError;
+pub use data::{AugmentationConfig, CaptionDraw, DataConfig, FilterConfig, Source};
+pub use train::{BatchNorm, DecayRule, Loss, LrScheduler, Precision, TrainConfig};
 pub use unknown::nearest;
 
 use serde::{Deserialize, Serialize};
@@ -66,226 +70,6 @@ pub struct ModelConfig {
     pub pretrained: Option<String>,
     /// Digest of those weights; written by `argosy run`, so that a run goes on with what it began with.
     pub pretrained_digest: Option<String>,
-}
-
-/// Where the pairs come from and how they are prepared.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// One or several sources; without weights they are joined into one (rule L4).
-    pub sources: Vec<Source>,
-    /// Positions of one epoch; required with several sources (rule L2).
-    #[serde(default)]
-    pub train_num_samples: Option<u64>,
-    /// Suffixes of the picture in a shard, in order of preference.
-    #[serde(default = "default_image_key")]
-    pub image_key: String,
-    /// Suffixes of the caption, in order of preference; `json:FIELD` is a field of the sample's JSON.
-    #[serde(default = "default_text_key")]
-    pub text_key: String,
-    /// Index file; by default `argosy run` keeps one in the run folder.
-    #[serde(default)]
-    pub index: Option<String>,
-    /// Pictures with more pixels are masked (`pixels`), checked in the header before decoding; as `--max-image-pixels`.
-    #[serde(default = "default_max_image_pixels")]
-    pub max_image_pixels: u64,
-    /// Samples with more bytes are masked (`bytes`).
-    #[serde(default = "default_max_sample_bytes")]
-    pub max_sample_bytes: u64,
-    /// Window factor `m` (rule L7).
-    #[serde(default = "default_window_factor")]
-    pub window_factor: u32,
-    /// Most bytes of one step's windows over all lanes (rule L7).
-    #[serde(default = "default_window_bytes_max")]
-    pub window_bytes_max: u64,
-    /// Decode JPEG pictures that are at least three times too large at a half, a quarter or an eighth of their size: faster,
-    /// but other pixels than OpenCLIP's.
-    #[serde(default)]
-    pub fast_decode: bool,
-    /// Resizes every picture to at most this many pixels a side first, keeps that in the cache, and crops from it: faster from
-    /// the second pass on, but other pixels than OpenCLIP's fresh crops.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resized_side: Option<u32>,
-    /// Which of several captions a row is trained with.
-    #[serde(default)]
-    pub caption_draw: CaptionDraw,
-    /// Weights of the entries of `text_key` for `caption_draw = "weighted"`; equal by default.
-    #[serde(default)]
-    pub caption_weights: Vec<f64>,
-    /// Which samples the index keeps; all by default (rule L6).
-    #[serde(default)]
-    pub filter: FilterConfig,
-    /// Training augmentation.
-    #[serde(default)]
-    pub aug_cfg: AugmentationConfig,
-}
-
-/// Which of the captions that `text_key` names is taken. Several in one entry (a JSON array) are always drawn from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CaptionDraw {
-    /// The first entry of `text_key` that the sample has.
-    #[default]
-    First,
-    /// Any that it has, drawn anew at every position by `caption_weights`.
-    Weighted,
-}
-
-/// Which samples are kept when the index is made. A sample must meet all that is given.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct FilterConfig {
-    /// File with one id per line; relative to the job file's folder.
-    pub ids: Option<String>,
-    /// Field of the sample's JSON that holds its id; its key in the shard by default.
-    pub id_field: Option<String>,
-    /// Fewest and most characters of the caption.
-    pub caption_chars: Option<[u32; 2]>,
-    /// Conditions on fields of the sample's JSON, as in `similarity >= 0.3`.
-    pub conditions: Vec<String>,
-}
-
-/// One set of shards.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Source {
-    /// Name for people and for the ledger; `source-N` by default.
-    #[serde(default)]
-    pub name: String,
-    /// Shards by brace pattern (`/data/{00000..00041}.tar`), folder, manifest, single file, or the same at an address
-    /// (`s3://bucket/set/`); several joined by `::`. Relative to the job file's folder.
-    pub shards: String,
-}
-
-/// open_clip's training transform.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AugmentationConfig {
-    /// Area of the random crop, as a share of the picture's.
-    pub scale: [f64; 2],
-    /// Aspect ratio of the random crop.
-    pub ratio: [f64; 2],
-    /// Brightness, contrast, saturation and hue strengths of open_clip's `color_jitter`; none by default.
-    pub color_jitter: Option<[f64; 4]>,
-    /// Probability of the colour jitter.
-    pub color_jitter_prob: f64,
-    /// Probability of a gray picture.
-    pub gray_scale_prob: f64,
-}
-
-/// The optimisation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TrainConfig {
-    /// Global batch `B`: rows of one step over all workers. (open_clip's `--batch-size` is per GPU.)
-    pub global_batch: u32,
-    /// Lanes `Q`, a divisor of the batch; rule L5 chooses by default.
-    pub lanes: Option<u32>,
-    /// Passes over the data.
-    pub epochs: u64,
-    /// Peak learning rate.
-    pub lr: f64,
-    /// AdamW.
-    pub beta1: f64,
-    /// AdamW.
-    pub beta2: f64,
-    /// AdamW.
-    pub eps: f64,
-    /// Decoupled weight decay.
-    pub wd: f64,
-    /// Which parameters decay.
-    pub decay_rule: DecayRule,
-    /// Steps of linear warm-up.
-    pub warmup: u64,
-    /// What follows the warm-up.
-    pub lr_scheduler: LrScheduler,
-    /// Clips the global norm of the gradient.
-    pub grad_clip_norm: Option<f64>,
-    /// Which loss.
-    pub loss: Loss,
-    /// Learning rate of the image tower falls by this factor per layer away from its projection, as `--image-layer-decay`.
-    pub image_layer_decay: Option<f64>,
-    /// The same for the text tower, as `--text-layer-decay`.
-    pub text_layer_decay: Option<f64>,
-    /// Keeps an exponential moving average of the weights that forgets half within so many positions.
-    pub ema_half_life_samples: Option<u64>,
-    /// In which numbers the towers compute.
-    pub precision: Precision,
-    /// Keeps only the blocks' inputs and computes the rest again on the way back, as `--grad-checkpointing`.
-    pub grad_checkpointing: bool,
-    /// Where the towers run: `cpu`, `cuda:N`, or `auto`, which is the CPU as long as no run on a GPU is on record.
-    pub device: String,
-    /// Where BatchNorm takes its statistics from: of every lane by itself, or of the whole batch as OpenCLIP on one device.
-    pub batch_norm: BatchNorm,
-    /// Rows that go through the towers at once on one worker; all that a worker owns by default.
-    pub micro_batch: Option<u32>,
-    /// Threads of one worker's tensor operations; cores divided by workers on one machine by default, 1 in deterministic
-    /// mode.
-    pub threads: Option<u32>,
-    /// The same bits whoever computes what (rule N4): every lane by itself, gradients summed over a fixed tree. Slower.
-    pub deterministic: bool,
-    /// Workers compare hashes of their states every so many steps (rule N3); 0: never.
-    pub state_hash_steps: u64,
-}
-
-/// open_clip's two rules for weight decay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DecayRule {
-    /// 2.x and 3.x: none for `ndim < 2` and for names with `bn`, `ln`, `bias` or `logit_scale`.
-    #[default]
-    Classic,
-    /// 4.x: none for `ndim <= 1` and for position and class embeddings.
-    Main,
-}
-
-/// Rows whose statistics BatchNorm uses in training.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BatchNorm {
-    /// Those of a lane, at least 8: the same on any number of workers.
-    #[default]
-    Lane,
-    /// Those of the batch: one worker, without micro-batches.
-    Batch,
-}
-
-/// The contrastive losses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Loss {
-    /// Softmax over the whole batch, both ways.
-    #[default]
-    Clip,
-    /// Sigmoid of every pair, with a learned bias, as `--siglip`; the scale starts at 10 and the bias at -10.
-    Siglip,
-}
-
-/// open_clip's names for `--precision`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// Single precision throughout.
-    #[default]
-    Fp32,
-    /// Weights in single precision, matrix products in bfloat16, norms and sums along the residual path in single precision.
-    #[serde(alias = "amp_bfloat16")]
-    AmpBf16,
-    /// Weights of matrix products and everything between the norms in bfloat16.
-    Bf16,
-    /// All weights and activations in bfloat16. Moments and sums of gradients stay in single precision.
-    PureBf16,
-}
-
-/// What the learning rate does after warm-up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LrScheduler {
-    /// Half a cosine to zero at the end of the run.
-    #[default]
-    Cosine,
-    /// Constant.
-    Const,
 }
 
 /// How many workers.
@@ -366,49 +150,6 @@ pub struct FailureConfig {
     pub worker_errors_max: u32,
 }
 
-impl Default for AugmentationConfig {
-    fn default() -> Self {
-        Self {
-            scale: [0.9, 1.0],
-            ratio: [0.75, 4.0 / 3.0],
-            color_jitter: None,
-            color_jitter_prob: 0.0,
-            gray_scale_prob: 0.0,
-        }
-    }
-}
-
-impl Default for TrainConfig {
-    fn default() -> Self {
-        Self {
-            global_batch: 256,
-            lanes: None,
-            epochs: 1,
-            lr: 5e-4,
-            beta1: 0.9,
-            beta2: 0.98,
-            eps: 1e-6,
-            wd: 0.2,
-            decay_rule: DecayRule::Classic,
-            warmup: 100,
-            lr_scheduler: LrScheduler::Cosine,
-            grad_clip_norm: None,
-            loss: Loss::Clip,
-            image_layer_decay: None,
-            text_layer_decay: None,
-            ema_half_life_samples: None,
-            precision: Precision::Fp32,
-            grad_checkpointing: false,
-            device: "auto".into(),
-            batch_norm: BatchNorm::Lane,
-            micro_batch: None,
-            threads: None,
-            deterministic: false,
-            state_hash_steps: 100,
-        }
-    }
-}
-
 impl Default for WorkersConfig {
     fn default() -> Self {
         Self {
@@ -449,25 +190,6 @@ impl Default for FailureConfig {
             worker_errors_max: 5,
         }
     }
-}
-
-fn default_image_key() -> String {
-    "jpg;png;jpeg;webp".into()
-}
-fn default_text_key() -> String {
-    "txt".into()
-}
-fn default_max_image_pixels() -> u64 {
-    25_000_000
-}
-fn default_max_sample_bytes() -> u64 {
-    64 << 20
-}
-fn default_window_factor() -> u32 {
-    4
-}
-fn default_window_bytes_max() -> u64 {
-    2 << 30
 }
 
 /// Largest job file that is read, in bytes.
