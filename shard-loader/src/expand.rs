@@ -317,6 +317,29 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "a million keys take their time"]
+    fn prefix_of_a_million_keys_is_a_million_shards_in_order() {
+        use object_store::{ObjectStoreExt, memory::InMemory};
+        let objects = std::sync::Arc::new(InMemory::new());
+        let keys = 0..1_000_000u32;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            for i in keys.clone().rev() {
+                let key = object_store::path::Path::from(format!("set/{i:07}.tar"));
+                objects.put(&key, "x".into()).await.expect("written");
+            }
+        });
+        let faulty = argosy_test_stores::FaultyStore::new(objects, Faults::default());
+        let store = Store::new(RetryPolicy::default()).expect("a store");
+        store.put_root("s3://bucket", std::sync::Arc::new(faulty));
+        let found = shards("s3://bucket/set/", Path::new("/"), &store).expect("listed");
+        assert_eq!(found.len(), keys.len());
+        assert!(found.is_sorted_by(|a, b| a.location < b.location));
+    }
+
+    #[test]
     fn address_that_names_no_shards_is_refused() {
         let store = Store::new(RetryPolicy::default()).expect("a store");
         for bad in ["s3://bucket/set", "http://127.0.0.1:1/set/", "ftp://host/0.tar/"] {

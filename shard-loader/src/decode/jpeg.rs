@@ -1,4 +1,5 @@
-//! JPEG through libjpeg-turbo, whose pixels equal Pillow's.
+//! JPEG to pixels that equal Pillow's: plain pictures by our own decoder where the machine has what it needs, the others through
+//! libjpeg-turbo.
 
 use super::{Reduction, Rgb, check_size, make_room};
 use argosy_common::steplog::MaskReason;
@@ -12,7 +13,27 @@ pub(super) fn decode(
     bytes: &[u8],
     pixels_max: u64,
     out: &mut Rgb,
-    choose: impl FnOnce((usize, usize)) -> Reduction,
+    choose: impl Fn((usize, usize)) -> Reduction,
+) -> Result<(usize, usize), MaskReason> {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(plain) = super::baseline::Plain::of(bytes) {
+        let (width, height) = plain.size();
+        check_size(width, height, pixels_max)?;
+        if choose((width, height)) == Reduction::None {
+            make_room(out, width, height, pixels_max)?;
+            if plain.decode(out).is_some() {
+                return Ok((width, height));
+            }
+        }
+    }
+    by_libjpeg(bytes, pixels_max, out, choose)
+}
+
+fn by_libjpeg(
+    bytes: &[u8],
+    pixels_max: u64,
+    out: &mut Rgb,
+    choose: impl Fn((usize, usize)) -> Reduction,
 ) -> Result<(usize, usize), MaskReason> {
     // Never used for a second picture: libjpeg keeps quantisation and Huffman tables for pictures that bring none, and one
     // that broke in its header leaves the decompressor unable to read any other.
@@ -96,6 +117,93 @@ fn inks_to_rgb(inks: &[u8], rgb: &mut [u8]) {
             let product = (255 - u32::from(*stored)) * key + 128;
             let scaled = ((product >> 8) + product) >> 8;
             *value = key.saturating_sub(scaled) as u8;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use turbojpeg::Subsamp;
+
+    fn encoded(pixels: &[u8], width: usize, quality: i32, subsamp: Subsamp) -> Vec<u8> {
+        let image = Image {
+            pixels,
+            width,
+            pitch: width * 3,
+            height: pixels.len() / width / 3,
+            format: PixelFormat::RGB,
+        };
+        turbojpeg::compress(image, quality, subsamp).unwrap().to_vec()
+    }
+
+    /// Noise, a drawing, black and white only (whose sums overshoot most), and something between.
+    fn drawn(kind: usize, bytes: usize, seed: u32) -> Vec<u8> {
+        let mut x = seed;
+        let noise = |i: usize| {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            match kind {
+                0 => (x >> 24) as u8,
+                1 => (i / 7) as u8,
+                2 => (x >> 31) as u8 * 255,
+                _ => (i * i / 977) as u8 ^ (x >> 29) as u8,
+            }
+        };
+        (0..bytes).map(noise).collect()
+    }
+
+    type Outcome = (Result<(usize, usize), MaskReason>, Vec<u8>);
+
+    fn outcome(bytes: &[u8], how: impl Fn(&mut Rgb) -> Result<(usize, usize), MaskReason>) -> Outcome {
+        // What lay there before must not show.
+        let mut out = Rgb {
+            pixels: vec![bytes.len() as u8; 100],
+            ..Rgb::default()
+        };
+        let done = how(&mut out);
+        let pixels = if done.is_ok() { out.pixels } else { Vec::new() };
+        (done, pixels)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(600))]
+
+        #[test]
+        fn decode_any_jpeg_whole_or_damaged_gives_the_bytes_of_libjpeg(
+            (width, height) in (1usize..90, 1usize..90), kind in 0usize..4, seed in any::<u32>(),
+            quality in prop::sample::select(vec![1, 5, 30, 75, 85, 95, 100]),
+            subsamp in prop::sample::select(vec![Subsamp::None, Subsamp::Sub2x2, Subsamp::Sub2x1, Subsamp::Gray]),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), 0u8..8), 0..3),
+        ) {
+            let mut bytes = encoded(&drawn(kind, width * height * 3, seed), width, quality, subsamp);
+            for (at, bit) in &damage {
+                let at = at.index(bytes.len());
+                bytes[at] ^= 1 << bit;
+            }
+            let ours = outcome(&bytes, |out| decode(&bytes, 1 << 20, out, |_| Reduction::None));
+            let theirs = outcome(&bytes, |out| by_libjpeg(&bytes, 1 << 20, out, |_| Reduction::None));
+            prop_assert!(ours == theirs, "{:?} and {:?}", ours.0, theirs.0);
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn plain_pictures_are_decoded_without_libjpeg() {
+        for subsamp in [Subsamp::None, Subsamp::Sub2x2, Subsamp::Gray] {
+            for (width, height) in [(5, 1), (16, 16), (33, 50), (640, 31)] {
+                let bytes = encoded(&drawn(3, width * height * 3, 1), width, 95, subsamp);
+                let mut out = Rgb::default();
+                make_room(&mut out, width, height, 1 << 20).unwrap();
+                let plain = super::super::baseline::Plain::of(&bytes);
+                let decoded = plain.and_then(|plain| plain.decode(&mut out)).is_some();
+                // Machines without it have none of this.
+                assert_eq!(
+                    decoded,
+                    std::is_x86_feature_detected!("avx2"),
+                    "{subsamp:?} {width}x{height}"
+                );
+            }
         }
     }
 }

@@ -3,6 +3,8 @@
 //! The header is read and held against the limit before anything is allocated for pixels. Formats are JPEG, PNG and WebP;
 //! other bytes, GIF and BMP among them, are masked `format` whatever their suffix says.
 
+#[cfg(target_arch = "x86_64")]
+mod baseline;
 mod jpeg;
 mod png;
 mod webp;
@@ -67,7 +69,7 @@ pub fn decode_reduced(
     bytes: &[u8],
     pixels_max: u64,
     out: &mut Rgb,
-    choose: impl FnOnce((usize, usize)) -> Reduction,
+    choose: impl Fn((usize, usize)) -> Reduction,
 ) -> Result<(usize, usize), MaskReason> {
     match bytes {
         [0xff, 0xd8, 0xff, ..] => return jpeg::decode(bytes, pixels_max, out, choose),

@@ -28,7 +28,7 @@ impl Store {
         let listed = listed.map_err(|e| explain(prefix, e))?;
         Ok(listed
             .iter()
-            .map(|meta| (format!("{}/{}", place.root, meta.location), facts_of(meta)))
+            .map(|meta| (format!("{}/{}", place.root, meta.location), quoted(facts_of(meta))))
             .collect())
     }
 
@@ -50,5 +50,17 @@ impl Store {
             bytes: facts.bytes,
             etag: facts.etag.as_deref(),
         })
+    }
+}
+
+/// Azure's lists leave out the quotes that etags have in all its other answers, and that a condition on one must have.
+fn quoted(facts: ObjectFacts) -> ObjectFacts {
+    let bare = |etag: &String| !etag.ends_with('"');
+    match facts.etag {
+        Some(etag) if bare(&etag) => ObjectFacts {
+            etag: Some(format!("\"{etag}\"")),
+            ..facts
+        },
+        _ => facts,
     }
 }

@@ -7,10 +7,12 @@
 mod bad_input;
 mod cache;
 mod captions;
+mod clouds;
 mod fuzz;
 mod goldens;
 mod hostile;
 mod lanes;
 mod memory;
+mod photographs;
 mod stores;
 mod support;

@@ -7,28 +7,32 @@ use argosy_common::steplog::RowState;
 use argosy_shard_loader::check::{self, CheckConfig};
 use argosy_shard_loader::index::{self, BuildReport};
 use argosy_shard_loader::{BlockCause, BuildConfig, DataError, Filter, Index, Loader, LoaderError, RetryPolicy, Store};
-use argosy_test_stores::{Fault, Faults, Op, Rule, S3Double, Storm};
+use argosy_test_stores::{Fault, Faults, Op, Rule, S3Double, StoreDouble, Storm};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(60);
-const BUCKET: &str = "bucket";
+pub(crate) const BUCKET: &str = "bucket";
 const PREFIX: &str = "s3://bucket/set/";
 
 /// Pauses of no length: what a storm tests here is what comes out, not how long it takes.
-fn store(double: &S3Double) -> Store {
+pub(crate) fn store(double: &S3Double) -> Store {
+    store_at("s3://bucket", double)
+}
+
+pub(crate) fn store_at(root: &str, double: &StoreDouble) -> Store {
     let policy = RetryPolicy {
         backoff_first_ms: 0,
         ..RetryPolicy::default()
     };
     let store = Store::new(policy).expect("a store");
-    store.put_root("s3://bucket", double.client(BUCKET).expect("a client"));
+    store.put_root(root, double.client(BUCKET).expect("a client"));
     store
 }
 
-fn build(store: &Store, shards: &str, config: &BuildConfig) -> Result<(Index, BuildReport), DataError> {
+pub(crate) fn build(store: &Store, shards: &str, config: &BuildConfig) -> Result<(Index, BuildReport), DataError> {
     let source = Source {
         name: "all".into(),
         shards: shards.into(),
@@ -36,17 +40,17 @@ fn build(store: &Store, shards: &str, config: &BuildConfig) -> Result<(Index, Bu
     index::build(store, &[source], Path::new("/"), config, &|_| {})
 }
 
-fn config() -> BuildConfig {
+pub(crate) fn config() -> BuildConfig {
     BuildConfig::new("jpg;png;jpeg;webp", "txt")
 }
 
 /// Names and archives.
-type Shards = Vec<(String, Vec<u8>)>;
+pub(crate) type Shards = Vec<(String, Vec<u8>)>;
 /// Keys and what must be said of them.
-type Bad = BTreeSet<(String, String)>;
+pub(crate) type Bad = BTreeSet<(String, String)>;
 
 /// Shards with planted damage.
-fn planted() -> (Shards, Bad) {
+pub(crate) fn planted() -> (Shards, Bad) {
     let mut bad = BTreeSet::new();
     let mut plant = |members: &mut Vec<(String, Vec<u8>)>, key: &str, reason: &str, image: Vec<u8>, caption: &[u8]| {
         members.push((format!("{key}.jpg"), image));
@@ -72,7 +76,7 @@ fn planted() -> (Shards, Bad) {
     (named.collect(), bad)
 }
 
-fn put(double: &S3Double, shards: &[(String, Vec<u8>)]) {
+pub(crate) fn put(double: &S3Double, shards: &[(String, Vec<u8>)]) {
     for (name, bytes) in shards {
         double.insert(BUCKET, name, bytes.clone());
     }
@@ -93,7 +97,7 @@ fn trained(loader: &Loader, steps: u64) -> BTreeMap<Vec<i32>, u32> {
     seen
 }
 
-fn run(index: &Arc<Index>, store: &Store) -> (BTreeMap<Vec<i32>, u32>, u64) {
+pub(crate) fn run(index: &Arc<Index>, store: &Store) -> (BTreeMap<Vec<i32>, u32>, u64) {
     let config = loader_config(index.to_shape(), 6, 3, 1);
     let steps = config.shape.total_steps();
     let loader = Loader::over(Arc::clone(index), config, store.clone()).expect("a loader");

@@ -147,7 +147,7 @@ pub struct Storm {
 pub struct Call {
     /// What it wanted.
     pub op: Op,
-    /// Of which key, with the bucket in front for [`crate::S3Double`]; a prefix for lists.
+    /// Of which key, with the bucket in front for [`crate::StoreDouble`]; a prefix for lists.
     pub key: String,
     /// Which bytes, as far as it said.
     pub range: Option<Range<u64>>,

@@ -1,6 +1,6 @@
 //! `ListObjectsV2` and the little XML that S3 speaks.
 
-use crate::s3_objects::Objects;
+use crate::objects::Objects;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
