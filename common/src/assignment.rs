@@ -223,6 +223,11 @@ mod tests {
             let got = loads(&after);
             let got: Vec<u32> = speeds.keys().map(|w| got.get(w).copied().unwrap_or(0) as u32).collect();
             prop_assert_eq!(Some(end(&got)), best, "{:?} of {:?}", got, speeds);
+            // A lane moves only if its owner left or has fewer now.
+            let held = loads(&before[..lanes as usize]);
+            let stay: u32 = speeds.keys().zip(&got).map(|(w, n)| (*n).min(held.get(w).copied().unwrap_or(0) as u32)).sum();
+            let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count() as u32;
+            prop_assert_eq!(moved, lanes - stay);
             prop_assert_eq!(assign_by_speed(lanes, &speeds, &after), after);
         }
     }

@@ -150,6 +150,7 @@ pub fn ring_order(members: &[WorkerId], apart: &[(WorkerId, WorkerId)]) -> Vec<W
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn w(id: u32) -> WorkerId {
         WorkerId(id)
@@ -209,5 +210,73 @@ mod tests {
         let at = |id| ring.iter().position(|x| *x == w(id)).expect("still there");
         assert_eq!(at(1).abs_diff(at(2)), 2, "{ring:?}");
         assert_eq!(ring_order(&[w(1), w(2), w(3)], &[(w(1), w(2))]).len(), 3);
+    }
+
+    proptest! {
+        /// The plain reference is the rule (G10), word by word: behind, then silent, then named most, fewer lanes, higher id.
+        #[test]
+        fn judgement_of_any_reports_follows_the_rule(
+            told in proptest::collection::btree_map(1u32..6, (0u64..3, 0u32..3, proptest::collection::vec(1u32..6, 0..3)), 1..6),
+            quiet in proptest::collection::btree_set(1u32..6, 0..4), lanes in proptest::collection::vec(0u32..3, 6),
+            failures in 1u32..4,
+        ) {
+            let reports: BTreeMap<WorkerId, AbortReport> = told
+                .iter()
+                .map(|(id, (step, entered, lost))| (w(*id), AbortReport { step: *step, ..report(*entered, lost) }))
+                .collect();
+            let silent: BTreeSet<WorkerId> = quiet.iter().map(|i| w(*i)).collect();
+            let lanes: BTreeMap<WorkerId, u32> = lanes.iter().enumerate().map(|(i, n)| (w(i as u32), *n)).collect();
+            let verdict = judge(&Evidence { reports: &reports, silent: &silent, lanes: &lanes, failures });
+            let came = |id: &WorkerId| (reports[id].step, reports[id].entered);
+            let least = reports.keys().map(came).min();
+            let is_behind = |id: &WorkerId| reports.contains_key(id) && Some(came(id)) == least && reports.keys().any(|o| came(o) > came(id));
+            let named = |id: &WorkerId| {
+                let others = (1..6).map(w).filter(|o| o != id);
+                others.filter(|o| {
+                    let says = |a: &WorkerId, b: &WorkerId| reports.get(a).is_some_and(|r| r.lost_links.contains(b));
+                    says(id, o) || says(o, id)
+                }).count()
+            };
+            match verdict {
+                Verdict::Expel { worker, .. } => {
+                    let guilty = is_behind(&worker) && silent.contains(&worker);
+                    prop_assert!(guilty || failures >= 2, "the first failure proves nothing of {worker}");
+                    let anybody_behind = reports.keys().any(is_behind);
+                    if !guilty {
+                        let suspect = |id: &WorkerId| match (anybody_behind, silent.is_empty()) {
+                            (true, _) => is_behind(id),
+                            (false, false) => silent.contains(id),
+                            (false, true) => named(id) > 0 && (1..6).map(w).all(|o| named(&o) <= named(id)),
+                        };
+                        prop_assert!(suspect(&worker));
+                        let few = |id: &WorkerId| (lanes.get(id).copied().unwrap_or(0), std::cmp::Reverse(*id));
+                        prop_assert!((1..6).map(w).filter(suspect).all(|o| few(&worker) <= few(&o)));
+                    }
+                }
+                Verdict::Again { apart, .. } => {
+                    prop_assert!(!reports.keys().any(|id| is_behind(id) && silent.contains(id)));
+                    let nobody = !reports.keys().any(is_behind) && silent.is_empty() && (1..6).map(w).all(|id| named(&id) == 0);
+                    prop_assert!(failures < 2 || nobody);
+                    prop_assert!(apart.iter().all(|(a, b)| a < b));
+                }
+            }
+        }
+
+        #[test]
+        fn ring_order_of_any_suspects_has_the_same_members_and_no_more_clashes(
+            members in proptest::collection::btree_set(1u32..9, 1..8), pairs in proptest::collection::vec((1u32..9, 1u32..9), 0..4),
+        ) {
+            let members: Vec<WorkerId> = members.into_iter().map(w).collect();
+            let apart: Vec<(WorkerId, WorkerId)> = pairs.iter().filter(|(a, b)| a != b).map(|(a, b)| (w(*a.min(b)), w(*a.max(b)))).collect();
+            let ring = ring_order(&members, &apart);
+            let clashes = |ring: &[WorkerId]| (0..ring.len()).filter(|i| {
+                let (a, b) = (ring[*i], ring[(i + 1) % ring.len()]);
+                apart.contains(&(a.min(b), a.max(b)))
+            }).count();
+            prop_assert!(clashes(&ring) <= clashes(&members));
+            let mut sorted = ring.clone();
+            sorted.sort_unstable();
+            prop_assert_eq!(sorted, members);
+        }
     }
 }

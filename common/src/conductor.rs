@@ -220,7 +220,7 @@ impl<R: Rules> Conductor<R> {
             now,
             commands: Vec::new(),
         };
-        self.lease.starts(now);
+        self.lease.starts::<R>(now);
         if let Some(kept) = &mut self.kept {
             kept.starts(now);
         }
@@ -292,7 +292,18 @@ impl<R: Rules> Conductor<R> {
         };
         let seats = self.seats.next_deadline();
         // Asked after every event of a fleet: nothing is allocated here.
-        let deadlines = [seats, backing_off, watching, lease, kept, moves, trouble, answers];
+        let returns = self.lease.next_deadline();
+        let deadlines = [
+            seats,
+            backing_off,
+            watching,
+            lease,
+            kept,
+            returns,
+            moves,
+            trouble,
+            answers,
+        ];
         deadlines.into_iter().flatten().min()
     }
 
@@ -329,6 +340,9 @@ impl<R: Rules> Conductor<R> {
         if !self.seats.heard(worker, turn.now) {
             return; // dismissed before: its words do not count any more
         }
+        if message.name().is_some_and(|name| !self.can_be(name)) {
+            return; // of another run, or made up
+        }
         match message {
             FromWorker::Heartbeat => {}
             FromWorker::Ready { addr, name } => {
@@ -352,7 +366,11 @@ impl<R: Rules> Conductor<R> {
             } => self.part_failed(attempt, failure, &format!("{worker}: {reason}"), turn),
             FromWorker::RestoreFailed { key, damaged, reason } => self.restore_failed(key, damaged, &reason, turn),
             FromWorker::LeaseWanted { generation, at } => self.lease_wanted(worker, generation, at, turn),
-            FromWorker::Primed { lanes, .. } => self.moves.primed(worker, &lanes),
+            // What was fetched for a generation that is over may have been dropped with it.
+            FromWorker::Primed { generation, lanes } if R::is_current(self.generation, generation) => {
+                self.moves.primed(worker, &lanes);
+            }
+            FromWorker::Primed { .. } => {}
             FromWorker::Draining { grace_ms } => self.drain(worker, grace_ms, turn),
             FromWorker::Aborted { report } => self.aborted(worker, report),
             FromWorker::LaneBlocked {
@@ -377,6 +395,11 @@ impl<R: Rules> Conductor<R> {
                 self.end(Outcome::Failed { exit, message }, turn);
             }
         }
+    }
+
+    /// Whether a state of this name can have been trained in this run.
+    fn can_be(&self, name: StateName) -> bool {
+        name.step <= self.settings.total_steps && name.applied_gen <= self.generation
     }
 
     fn step_done(&mut self, worker: WorkerId, report: StepReport, turn: &mut Turn) {

@@ -199,3 +199,18 @@ pub enum FromWorker {
         message: String,
     },
 }
+
+impl FromWorker {
+    /// The state that it speaks of, if any.
+    #[must_use]
+    pub fn name(&self) -> Option<StateName> {
+        match self {
+            Self::Ready { name, .. }
+            | Self::Closed { name, .. }
+            | Self::Rejoined { name, .. }
+            | Self::PartUploaded { name, .. } => Some(*name),
+            Self::StepDone { report } => Some(report.name),
+            _ => None,
+        }
+    }
+}

@@ -22,7 +22,7 @@ use crate::conductor::Tick;
 use crate::events::{FromWorker, ToWorker};
 use crate::exit::Exit;
 use crate::ids::{Generation, StateName, Term};
-use crate::invariants::{debug_assert_holds, lease_held, open_when_applied};
+use crate::invariants::{debug_assert_holds, lease_held, open_when_applied, term_fences};
 use crate::rules::{Rules, Shipped};
 use orphan::Orphan;
 use serde::Serialize;
@@ -303,6 +303,7 @@ impl<R: Rules> Follower<R> {
                 if !fits || self.phase != Phase::Idle {
                     return Vec::new();
                 }
+                debug_assert_holds::<R>(|| term_fences(self.term, plan.term));
                 self.term = self.term.max(plan.term);
                 self.stream_term = self.stream_term.max(plan.term);
                 self.phase = Phase::Forming(generation);
@@ -371,8 +372,17 @@ impl<R: Rules> Follower<R> {
     }
 
     fn close(&mut self, generation: Generation, after_step: Option<u64>) -> Vec<Command> {
+        if self.phase == Phase::Idle && generation <= self.closed {
+            // Left before. It was said then, but perhaps not to this leader, or before it knew that this worker is back.
+            let (name, cause) = (self.name, None);
+            return self.tell(FromWorker::Closed {
+                generation,
+                name,
+                cause,
+            });
+        }
         if self.current() != Some(generation) {
-            return Vec::new(); // closed before: its name was reported then
+            return Vec::new();
         }
         let training = matches!(self.phase, Phase::Training(_) | Phase::Stopping(_));
         self.phase = Phase::Stopping(generation);

@@ -320,30 +320,4 @@ impl Ledger {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ids::Generation;
-
-    fn committed(steps: &[u64]) -> Vec<Committed> {
-        let at = |(attempt, step): (u64, &u64)| Committed {
-            attempt,
-            key: format!("{attempt}/manifest.json"),
-            name: StateName {
-                step: *step,
-                applied_gen: Generation(1),
-            },
-        };
-        (1..).zip(steps).map(at).collect()
-    }
-
-    #[test]
-    fn checkpoints_expire_but_the_newest_and_one_of_every_so_many_steps() {
-        let list = committed(&[4, 9, 10, 14, 20, 25, 31, 33]);
-        let expired = |last, every_steps| Keep { last, every_steps }.expired(&list);
-        assert_eq!(expired(0, 0), [0; 0]);
-        assert_eq!(expired(3, 0), [1, 2, 3, 4, 5]);
-        // Kept for good: 10, 20 and 31.
-        assert_eq!(expired(1, 10), [1, 2, 4, 6]);
-        assert_eq!(expired(20, 10), [0; 0]);
-    }
-}
+mod tests;

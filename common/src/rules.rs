@@ -82,6 +82,13 @@ pub trait Rules: Debug + Send + Sync + 'static {
         unproven == 0 || lease_over
     }
 
+    /// After so long a step lease that lasts `lasts_ms` has surely run out, though its holder's clock may go more slowly: a
+    /// tenth to spare (rule G5).
+    #[must_use]
+    fn lease_surely_over_ms(lasts_ms: u64) -> u64 {
+        lasts_ms.saturating_add(lasts_ms / 10 + 1)
+    }
+
     /// Whether a step lease of generation `leased` until `until` allows an APPLY in `generation` at `now` (rule G5).
     #[must_use]
     fn lease_allows(leased: Generation, generation: Generation, until: u64, now: u64) -> bool {

@@ -204,7 +204,11 @@ impl<R: Rules> World<R> {
                 self.starts_from_the_newest(base, &members);
                 self.checks.oracle.recorded(&record);
                 let trained = self.checks.trained.get(&last).copied().unwrap_or(0);
-                self.checks.followed.insert(last, trained.max(base.step) + 1);
+                // A member that has closed it says that no other can be further than one step ahead. If none has, its lease is
+                // over, and nobody applies anything in it.
+                let acknowledged = self.checks.closed.values().any(|closed| *closed >= last);
+                let most = trained.max(base.step) + u64::from(acknowledged);
+                self.checks.followed.insert(last, most);
                 self.one_step_lost(last);
                 let owned =
                     lanes.len() == self.config.lanes as usize && lanes.iter().all(|l| (*l as usize) < members.len());

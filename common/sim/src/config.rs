@@ -11,6 +11,8 @@ pub struct Config {
     pub workers: u32,
     /// Below this nothing trains.
     pub workers_min: u32,
+    /// The last worker of a fleet comes so much later than the others.
+    pub last_comes_ms: Ms,
     /// One machine whose parent starts and reaps the workers; else a fleet whose workers come by themselves.
     pub spawns: bool,
     /// Coordinators that stand by, the leading one included.
@@ -31,6 +33,8 @@ pub struct Config {
     pub step_ms: Ms,
     /// Steps need a lease (rule G5).
     pub leases: bool,
+    /// So long a step lease lasts.
+    pub lease_ms: Ms,
     /// So long workers keep their state without a coordinator (rule G9); 0: they end at once.
     pub orphan_max_ms: Ms,
     /// So long a worker that is asked to leave stays for a boundary (rule G13); 0: it ends at once.
@@ -54,6 +58,7 @@ impl Default for Config {
         Self {
             workers: 3,
             workers_min: 1,
+            last_comes_ms: 0,
             spawns: false,
             coordinators: 2,
             lanes: 6,
@@ -64,6 +69,7 @@ impl Default for Config {
             failure_budget_ms: 2_000,
             step_ms: 50,
             leases: false,
+            lease_ms: 10_000,
             orphan_max_ms: 0,
             grace_ms: 0,
             late_members: false,
@@ -77,14 +83,18 @@ impl Default for Config {
 }
 
 impl Config {
-    /// A world drawn from `seed`: one machine or a fleet, one to six workers, more or fewer lanes than workers.
+    /// A world drawn from `seed`: one machine or a fleet, one to six workers, more or fewer lanes than workers. On some single
+    /// machines workers end with their stream and train without a lease, as those of `argosy run` do.
     #[must_use]
     pub fn for_seed(seed: u64) -> Self {
         let mut draws = Draws::new(seed, Purpose::Jitter, 0x636f, 0);
         let spawns = draws.below(3) == 0;
         let workers = 1 + draws.below(6) as u32;
         let steps = 16 + draws.below(32);
-        Self {
+        let mut others = Draws::new(seed, Purpose::Jitter, 0x636f, 1);
+        let tied = spawns && others.below(3) == 0;
+        let last_comes_ms = if others.below(3) == 0 { others.below(4_000) } else { 0 };
+        let mut config = Self {
             workers,
             workers_min: 1 + draws.below(u64::from(workers.min(3))) as u32,
             spawns,
@@ -97,13 +107,18 @@ impl Config {
             failure_budget_ms: 1_000 + 500 * draws.below(5),
             step_ms: 20 + draws.below(80),
             faults: 1 + draws.below(12) as u32,
-            horizon_ms: 2_000 + steps * 200,
-            leases: true,
-            orphan_max_ms: 60_000,
+            leases: !tied,
+            orphan_max_ms: if tied { 0 } else { 60_000 },
+            last_comes_ms,
             grace_ms: 500,
             late_members: true,
             ..Self::default()
-        }
+        };
+        // Faults strike while it trains, or somewhat later for those that came before.
+        config.horizon_ms = 1_500 + steps * config.step_ms * 2;
+        // From three renewals to five budgets: runs are short, and some leases have to run out in them.
+        config.lease_ms = config.failure_budget_ms * (3 + others.below(18)) / 4;
+        config
     }
 
     /// Without faults.

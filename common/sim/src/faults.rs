@@ -40,21 +40,23 @@ kinds! {
     MemberFlap = "member-flap",
     /// Dies and comes back with a state of some steps ago.
     MemberOldState = "member-old-state",
-    /// Dies inside the named phase of a step.
+    /// Dies, or loses its connections, in the named phase; in this one it has a plan and connects to its peers.
+    AbortPlan = "abort-plan",
+    /// See [`Self::AbortPlan`].
     AbortLoad = "abort-load",
-    /// See [`Self::AbortLoad`].
+    /// See [`Self::AbortPlan`].
     AbortEncode = "abort-encode",
-    /// See [`Self::AbortLoad`].
+    /// See [`Self::AbortPlan`].
     AbortGather = "abort-gather",
-    /// See [`Self::AbortLoad`].
+    /// See [`Self::AbortPlan`].
     AbortLoss = "abort-loss",
-    /// See [`Self::AbortLoad`].
+    /// See [`Self::AbortPlan`].
     AbortBackward = "abort-backward",
-    /// See [`Self::AbortLoad`].
+    /// See [`Self::AbortPlan`].
     AbortReduce = "abort-reduce",
-    /// See [`Self::AbortLoad`].
+    /// See [`Self::AbortPlan`].
     AbortSentinel = "abort-sentinel",
-    /// See [`Self::AbortLoad`].
+    /// See [`Self::AbortPlan`].
     AbortApply = "abort-apply",
     /// The member that gives its state away dies while it does.
     HealSourceDies = "heal-source-dies",

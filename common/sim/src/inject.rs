@@ -51,7 +51,8 @@ impl<R: Rules> World<R> {
             | FaultKind::LaneUnreadable
             | FaultKind::SpotReclaim
             | FaultKind::AllGone => self.strike_members(number, fault),
-            FaultKind::AbortLoad
+            FaultKind::AbortPlan
+            | FaultKind::AbortLoad
             | FaultKind::AbortEncode
             | FaultKind::AbortGather
             | FaultKind::AbortLoss
@@ -233,10 +234,17 @@ impl<R: Rules> World<R> {
                 let members: Vec<usize> = (0..self.processes.len())
                     .filter(|p| self.processes[*p].trainer.inside.is_some())
                     .collect();
-                self.hit(number, members.iter().map(|p| Node::Process(*p)).collect());
+                // Longer than their lease, and a spare is there to go on without them.
+                let lasts = lasts + self.config.lease_ms;
+                let until = self.now() + lasts + 2 * self.config.failure_budget_ms;
+                let nodes = members.iter().map(|p| Node::Process(*p)).collect();
+                self.effects.injected(number, nodes, until);
                 for member in members {
                     self.cut(number, Node::Process(member), leader, lasts);
                     self.cut(number, leader, Node::Process(member), lasts);
+                }
+                if !self.config.spawns {
+                    self.platform_starts(50);
                 }
             }
             _ => {}
@@ -270,6 +278,7 @@ impl<R: Rules> World<R> {
 
 fn stage(kind: FaultKind) -> Stage {
     match kind {
+        FaultKind::AbortPlan => Stage::Plan,
         FaultKind::AbortEncode => Stage::Encode,
         FaultKind::AbortGather => Stage::Gather,
         FaultKind::AbortLoss => Stage::Loss,

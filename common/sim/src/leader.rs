@@ -4,6 +4,7 @@
 mod election;
 mod writes;
 
+use crate::clock::Clock;
 use crate::net::Node;
 use crate::queue::Ms;
 use crate::world::{Ev, World};
@@ -22,8 +23,9 @@ pub(crate) struct Coordinator<R: Rules> {
     pub(crate) asleep_until: Ms,
     term: Option<Term>,
     brain: Option<Conductor<R>>,
+    clock: Clock,
     began: Ms,
-    /// It believes to lead until then, by its own clock.
+    /// It knows that it leads until then.
     lease_until: Ms,
     /// Records to append in order; whether the brain waits for them.
     writing: VecDeque<(Record, bool)>,
@@ -45,6 +47,7 @@ impl<R: Rules> Default for Coordinator<R> {
             asleep_until: 0,
             term: None,
             brain: None,
+            clock: Clock::default(),
             began: 0,
             lease_until: 0,
             writing: VecDeque::new(),
@@ -110,7 +113,7 @@ impl<R: Rules> World<R> {
         while let Some(event) = self.coordinators[coordinator].inbox.pop_front() {
             let c = &mut self.coordinators[coordinator];
             let Some(brain) = &mut c.brain else { break };
-            let commands = brain.step(event, now - c.began);
+            let commands = brain.step(event, c.clock.shows(now - c.began));
             for command in commands {
                 if self.coordinators[coordinator].life == life {
                     self.execute(coordinator, command);
@@ -127,7 +130,7 @@ impl<R: Rules> World<R> {
         let Some((at, _)) = c.brain.as_ref().and_then(Conductor::next_deadline) else {
             return;
         };
-        let at = at + c.began;
+        let at = c.began + c.clock.when(at);
         if c.armed.is_some_and(|armed| armed <= at) {
             return;
         }

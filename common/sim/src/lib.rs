@@ -8,6 +8,7 @@
 //! Equal seeds give equal traces, in debug and in release: no clock, no hash map's order, no float decides anything.
 
 mod check;
+mod clock;
 mod config;
 mod data;
 mod effects;

@@ -1,5 +1,6 @@
 //! Processes and their streams: starting, connecting, speaking, dying.
 
+use crate::clock::Clock;
 use crate::data::SEED_BITS;
 use crate::net::{Fate, Node};
 use crate::process::Process;
@@ -22,7 +23,8 @@ impl<R: Rules> World<R> {
 
     pub(crate) fn process_with(&mut self, name: StateName, bits: u64, wait: Ms) -> usize {
         let process = self.processes.len();
-        self.processes.push(Process::new(name, bits));
+        let clock = Clock::drawn(&mut self.draws);
+        self.processes.push(Process::new(name, bits, clock));
         self.queue.after(wait, Ev::Start { process });
         process
     }
@@ -66,6 +68,11 @@ impl<R: Rules> World<R> {
         };
         let first = p.worker.is_none();
         let coordinator = &mut self.coordinators[leader.coordinator];
+        if coordinator.sessions.contains_key(&worker) {
+            // Its old stream has to break at the other end first: of two streams of one worker the elder's end would be
+            // taken for its own.
+            return self.follow(process, follower::Event::Unreachable);
+        }
         let session = self.sessions.len();
         self.sessions.push(Session {
             process,
@@ -282,11 +289,12 @@ impl<R: Rules> World<R> {
             return;
         }
         let (worker, coordinator) = (s.worker, s.coordinator);
+        // Only the newest stream of a seat says that its worker is lost.
         let of = &mut self.coordinators[coordinator].sessions;
         if of.get(&worker) == Some(&session) {
             of.remove(&worker);
+            self.tell(coordinator, Event::StreamLost { worker });
         }
-        self.tell(coordinator, Event::StreamLost { worker });
     }
 
     /// Steps a follower and does what it says.
@@ -294,7 +302,7 @@ impl<R: Rules> World<R> {
         if !self.processes[process].alive {
             return;
         }
-        let now = self.now() + self.processes[process].clock;
+        let now = self.processes[process].clock.shows(self.now());
         for command in self.processes[process].follower.step(event, now) {
             match command {
                 follower::Command::Lease { generation, until } => self.leased(process, generation, until),
@@ -312,7 +320,7 @@ impl<R: Rules> World<R> {
             }
         }
         let p = &mut self.processes[process];
-        let due = p.follower.next_deadline().map(|(at, _)| at - p.clock.min(at));
+        let due = p.follower.next_deadline().map(|(at, _)| p.clock.when(at));
         if let Some(at) = due.filter(|at| p.armed.is_none_or(|armed| armed > *at)) {
             p.armed = Some(at);
             self.queue.at(at, Ev::FollowerTick { process });

@@ -101,7 +101,7 @@ impl Net {
                 Ail::Duplicate => fate.again = (draws.below(2) == 0).then(|| draws.below(200)),
                 Ail::Reorder => {
                     fate.overtakes = true;
-                    fate.delay += draws.below(60);
+                    fate.delay += draws.below(200);
                 }
                 Ail::Cut => fate.cut_until = fate.cut_until.max(Some(ailment.until)),
             }

@@ -1,5 +1,6 @@
 //! A worker process of the world: the real follower over a toy trainer whose arithmetic is exact.
 
+use crate::clock::Clock;
 use crate::queue::Ms;
 use argosy_common::events::PartInfo;
 use argosy_common::follower::Follower;
@@ -8,9 +9,11 @@ use argosy_common::plan::Plan;
 use argosy_common::rules::{Fence, Rules};
 use std::collections::{BTreeSet, VecDeque};
 
-/// Parts of a step, as in the worker's trainer; `Lse` is the second gather of LOSS.
+/// Parts of a step, as in the worker's trainer; `Lse` is the second gather of LOSS. `Plan` comes before the first: who is
+/// doomed there dies while it connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
+    Plan,
     Load,
     Encode,
     Gather,
@@ -30,7 +33,7 @@ impl Stage {
             Self::Lse => Some(Exchange::Lse),
             Self::Reduce => Some(Exchange::Reduce),
             Self::Sentinel => Some(Exchange::Sentinel),
-            Self::Load | Self::Encode | Self::Loss | Self::Backward | Self::Apply => None,
+            Self::Plan | Self::Load | Self::Encode | Self::Loss | Self::Backward | Self::Apply => None,
         }
     }
 
@@ -41,7 +44,7 @@ impl Stage {
             Self::Encode => 25,
             Self::Backward => 40,
             Self::Apply => 15,
-            Self::Gather | Self::Lse | Self::Reduce | Self::Sentinel => 0,
+            Self::Plan | Self::Gather | Self::Lse | Self::Reduce | Self::Sentinel => 0,
         }
     }
 }
@@ -172,8 +175,7 @@ pub(crate) struct Trainer {
 #[derive(Debug)]
 pub(crate) struct Process<R: Rules> {
     pub(crate) alive: bool,
-    /// What its clock is ahead of the world's.
-    pub(crate) clock: Ms,
+    pub(crate) clock: Clock,
     /// When its follower is ticked next.
     pub(crate) armed: Option<Ms>,
     pub(crate) asleep_until: Ms,
@@ -194,10 +196,10 @@ pub(crate) struct Process<R: Rules> {
 }
 
 impl<R: Rules> Process<R> {
-    pub(crate) fn new(name: StateName, bits: u64) -> Self {
+    pub(crate) fn new(name: StateName, bits: u64, clock: Clock) -> Self {
         Self {
             alive: true,
-            clock: 0,
+            clock,
             armed: None,
             asleep_until: 0,
             slow_until: 0,

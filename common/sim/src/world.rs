@@ -22,6 +22,7 @@ use argosy_common::rules::Rules;
 use argosy_common::shape::{RunShape, SourceShape};
 use argosy_common::steplog::StepRecord;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A world that has not ended so long after its last fault never will.
 const PATIENCE_MS: Ms = 30 * 60_000;
@@ -248,8 +249,23 @@ impl<R: Rules> World<R> {
         self.queue.now()
     }
 
-    /// Runs to the end of the run or to the first violation.
+    /// Runs to the end of the run or to the first violation. A brain that stops at an assertion of its own has found one.
     pub(crate) fn run(mut self, seed: u64) -> Outcome {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.go())) {
+            let said = panic.downcast_ref::<String>().cloned();
+            let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));
+            let said = said.unwrap_or_else(|| "a panic without a word".to_owned());
+            let id = said
+                .split(' ')
+                .next()
+                .filter(|word| word.starts_with("INV"))
+                .unwrap_or("PANIC");
+            self.violate(&id.to_owned(), said);
+        }
+        self.into_outcome(seed)
+    }
+
+    fn go(&mut self) {
         for (fault, at) in self.faults.iter().map(|f| f.at_ms).enumerate() {
             self.queue.at(at, Ev::Strike { fault });
         }
@@ -258,8 +274,13 @@ impl<R: Rules> World<R> {
                 .after(coordinator as Ms * 10, Ev::Boot { coordinator, life: 0 });
         }
         if !self.config.spawns {
-            for _ in 0..self.config.workers {
-                self.platform_starts(self.config.step_ms);
+            for worker in 1..=self.config.workers {
+                let late = if worker == self.config.workers {
+                    self.config.last_comes_ms
+                } else {
+                    0
+                };
+                self.platform_starts(self.config.step_ms + late);
             }
         }
         let last_fault = self.faults.iter().map(|f| f.at_ms + f.for_ms).max().unwrap_or(0);
@@ -278,7 +299,6 @@ impl<R: Rules> World<R> {
             self.dispatch(event);
         }
         self.verdict();
-        self.into_outcome(seed)
     }
 
     fn dispatch(&mut self, event: Ev) {
@@ -375,7 +395,11 @@ impl<R: Rules> World<R> {
             _ => None,
         };
         let mut until = process.map_or(0, |p| self.processes[p].asleep_until);
-        if let Ev::WorkDone { process, .. } = event {
+        if let Ev::WorkDone { process, .. }
+        | Ev::Warm { process }
+        | Ev::Primed { process, .. }
+        | Ev::HealDone { process, .. } = event
+        {
             until = until.max(self.processes[*process].stuck_until);
         }
         until = until.max(coordinator.map_or(0, |c| self.coordinators[c].asleep_until));

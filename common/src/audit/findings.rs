@@ -90,6 +90,15 @@ pub enum Finding {
         /// Where and why.
         detail: String,
     },
+    /// A worker went on in a generation that it had left for a later one.
+    AfterClosing {
+        /// The log.
+        log: String,
+        /// What it logged.
+        name: StateName,
+        /// The later generation, which it had entered before.
+        entered: Generation,
+    },
     /// An attempt at a checkpoint did not go as attempts go.
     BrokenAttempt {
         /// The attempt; 0 if the record names none.
@@ -145,6 +154,7 @@ impl Finding {
             }
             Self::LostMore { .. } => InvariantId::OneStepLost,
             Self::BrokenLog { .. } => InvariantId::CleanSources,
+            Self::AfterClosing { .. } => InvariantId::NothingAfterClosed,
             Self::BrokenAttempt { .. } => InvariantId::OneAttempt,
             Self::WrongCheckpoint { .. } => InvariantId::HeadComplete,
             Self::BrokenPlan { .. } => InvariantId::LanesOwned,
@@ -194,6 +204,12 @@ impl fmt::Display for Finding {
             ),
             Self::BrokenLedger { detail } => write!(f, "the quarantine ledger is broken: {detail}"),
             Self::BrokenLog { log, detail } => write!(f, "{log} is no way from state to state: {detail}"),
+            Self::AfterClosing { log, name, entered } => {
+                write!(
+                    f,
+                    "{log} has {name} after its worker had left that generation for {entered}"
+                )
+            }
             Self::BrokenAttempt { attempt: 0, detail } => write!(f, "the records of checkpoints do not fit: {detail}"),
             Self::BrokenAttempt { attempt, detail } => write!(f, "attempt {attempt} at a checkpoint: {detail}"),
             Self::WrongCheckpoint { key, detail } => write!(f, "{key} does not fit the run: {detail}"),

@@ -101,7 +101,19 @@ pub(super) fn follow(input: &AuditInput<'_>, formed: &BTreeMap<Generation, Forme
             worker,
             held: None,
         };
+        let mut entered = Generation(0);
         for record in records {
+            // Who enters a generation has closed all before it (rule G3).
+            let (name, generation) = match record {
+                StepRecord::Opened { .. } => (StateName::INITIAL, entered),
+                StepRecord::Applied { name, .. } => (*name, name.applied_gen),
+                StepRecord::Healed { name, gen_, .. } => (*name, *gen_),
+            };
+            if generation < entered {
+                let log = log.clone();
+                find(report, Finding::AfterClosing { log, name, entered });
+            }
+            entered = entered.max(generation);
             if let Err(detail) = walk.takes(record) {
                 let log = log.clone();
                 find(report, Finding::BrokenLog { log, detail });

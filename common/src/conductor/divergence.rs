@@ -5,6 +5,7 @@ use crate::divergence::{TIES_MAX, Verdict};
 use crate::events::{Outcome, RunEvent};
 use crate::exit::Exit;
 use crate::ids::{StateName, WorkerId};
+use crate::invariants::InvariantId;
 use crate::rules::Rules;
 use std::collections::BTreeSet;
 
@@ -35,7 +36,8 @@ impl<R: Rules> Conductor<R> {
             cordoned: cordon.iter().copied().collect(),
         });
         self.suspects.extend(&heal);
-        self.leave_generation(None, &format!("states of {name} differ"), None, turn);
+        let id = InvariantId::EqualNamesEqualBits;
+        self.leave_generation(None, &format!("states of {name} differ ({id})"), None, turn);
         for worker in cordon {
             self.lose(
                 worker,

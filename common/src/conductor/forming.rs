@@ -62,6 +62,10 @@ impl<R: Rules> Conductor<R> {
         if self.lease.guards(&self.settings) && !R::may_succeed(unproven, self.lease.is_over(turn.now)) {
             return;
         }
+        // Members that can be reached say first which state they hold (rule G1).
+        if self.lease.is_awaited() || self.may_yet_keep() {
+            return;
+        }
         if self.fruitless > FRUITLESS_MAX {
             let message = format!("{FRUITLESS_MAX} generations in a row made no step; see the workers' logs");
             self.end(
@@ -121,6 +125,9 @@ impl<R: Rules> Conductor<R> {
         }
         // Members may have trained while this reign could not be reached: their base tells what no report did.
         self.any_update |= base.step > self.steps_done;
+        self.steps_done = base.step;
+        // Whoever comes back now was too late: the generation that was to be kept is followed by this one.
+        self.keep_no_more(turn);
         self.stop_step = self.stop_step.min(base.step);
         self.give_up_rows(base.step, turn);
         if self.has_history && best_live != Some(base) {

@@ -36,6 +36,9 @@ impl<R: Rules> Conductor<R> {
             // It went because it was told to: no error of anybody's. What is left of its process goes as well.
             let reason = "it drained".to_owned();
             turn.commands.push(super::Command::Dismiss { worker, reason });
+            if !matches!(self.phase, Phase::Closing { .. }) {
+                self.lost_member(worker, "it drained", turn);
+            }
             return;
         }
         self.losses_in_a_row += 1;
@@ -203,7 +206,7 @@ impl<R: Rules> Conductor<R> {
         cause: Option<String>,
         turn: &mut Turn,
     ) {
-        if self.returned(worker, generation, name, turn) {
+        if self.returned(worker, generation, name, turn) || self.leaves_kept(worker, generation, name, turn) {
             return;
         }
         let current = match &self.phase {
@@ -236,6 +239,9 @@ impl<R: Rules> Conductor<R> {
         self.not_before = self.not_before.filter(|tick| *tick > turn.now);
         self.give_up_unreadable(turn);
         self.check_kept(turn);
+        for worker in self.lease.overdue(turn.now) {
+            self.lose(worker, "it did not leave its generation in time", turn);
+        }
         for (worker, why) in self.seats.overdue(turn.now) {
             self.lose(worker, &format!("too long until {why}"), turn);
         }
@@ -275,7 +281,7 @@ impl<R: Rules> Conductor<R> {
                 // Nobody confirmed leaving: those who are not proven gone might still train on (rule G5).
                 let members = plan.members.iter().map(|m| m.worker);
                 self.unproven.extend(members.filter(|w| !self.exited.contains(w)));
-                self.lease.runs_out(turn.now);
+                self.lease.runs_out::<R>(turn.now);
             }
             self.phase = Phase::Waiting;
             self.let_drained_go(turn);

@@ -114,11 +114,32 @@ impl<R: Rules> Conductor<R> {
     }
 
     /// Somebody is missing or has left: those who are back leave it, too.
-    fn keep_no_more(&mut self, turn: &mut Turn) {
+    pub(super) fn keep_no_more(&mut self, turn: &mut Turn) {
         let Some(kept) = self.kept.take() else { return };
         for (worker, (addr, _)) in kept.back {
             self.returns(worker, addr, kept.open.generation, turn);
         }
+    }
+
+    /// A member says that it has left the generation that is to be kept: it came back inside and was then broken off by its
+    /// peers, or its word of coming back is still on the way. True if that was so.
+    pub(super) fn leaves_kept(
+        &mut self,
+        worker: WorkerId,
+        generation: Generation,
+        name: StateName,
+        turn: &mut Turn,
+    ) -> bool {
+        let Some(kept) = &mut self.kept else { return false };
+        if kept.open.generation != generation || !kept.open.members.contains(&worker) {
+            return false;
+        }
+        let back = kept.back.remove(&worker);
+        self.keep_no_more(turn);
+        if let Some((addr, _)) = back {
+            self.rejoined(worker, addr, name, None, generation, turn);
+        }
+        true
     }
 
     /// `worker` has left or is lost; that matters if it was a member.
@@ -130,9 +151,15 @@ impl<R: Rules> Conductor<R> {
         }
     }
 
-    /// Closes what could not be kept in time.
+    /// Whether somebody who is back waits to be kept: its state is within reach.
+    pub(super) fn may_yet_keep(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| !kept.back.is_empty())
+    }
+
+    /// Closes what could not be kept in time. Nobody trains on in it when its last lease is over.
     pub(super) fn check_kept(&mut self, turn: &mut Turn) {
-        let late = |kept: &Kept| kept.until.is_some_and(|at| at <= turn.now);
+        let over = self.lease.is_over(turn.now);
+        let late = |kept: &Kept| over || kept.until.is_some_and(|at| at <= turn.now);
         if self.kept.as_ref().is_some_and(late) {
             self.keep_no_more(turn);
         }

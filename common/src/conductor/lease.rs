@@ -1,5 +1,6 @@
 //! The step lease and the return of workers that had lost their stream (rules G5, G9).
 
+use super::forming::FORMING_MS;
 use super::{Conductor, Phase, Restored, Settings, Tick, Turn};
 use crate::events::{RunEvent, ToWorker};
 use crate::ids::{Generation, StateName, WorkerId};
@@ -17,8 +18,8 @@ pub(super) struct LeaseBook {
     over_at: Option<Tick>,
     /// A reign before this one sent leases: they are counted from our own beginning.
     from_start: bool,
-    /// Workers that came back inside a generation, until they have left it; with their address.
-    returning: BTreeMap<WorkerId, String>,
+    /// Workers that came back inside a generation, until they have left it; with their address and when that is late.
+    returning: BTreeMap<WorkerId, (String, Tick)>,
 }
 
 impl LeaseBook {
@@ -38,13 +39,9 @@ impl LeaseBook {
         members.filter(|_| leased).collect()
     }
 
-    fn with_a_tenth(&self) -> u64 {
-        self.lasts_ms + self.lasts_ms / 10 + 1
-    }
-
-    pub(super) fn starts(&mut self, now: Tick) {
+    pub(super) fn starts<R: Rules>(&mut self, now: Tick) {
         if std::mem::take(&mut self.from_start) {
-            self.over_at = Some(now + self.with_a_tenth());
+            self.over_at = Some(now.saturating_add(R::lease_surely_over_ms(self.lasts_ms)));
         }
     }
 
@@ -53,9 +50,10 @@ impl LeaseBook {
     }
 
     /// Nobody acknowledged leaving: the lease has to run out, unless all are proven gone.
-    pub(super) fn runs_out(&mut self, now: Tick) {
+    pub(super) fn runs_out<R: Rules>(&mut self, now: Tick) {
         if self.lasts_ms > 0 {
-            self.over_at = Some(self.last_sent.unwrap_or(now) + self.with_a_tenth());
+            let from = self.last_sent.unwrap_or(now);
+            self.over_at = Some(from.saturating_add(R::lease_surely_over_ms(self.lasts_ms)));
         }
     }
 
@@ -81,6 +79,22 @@ impl LeaseBook {
 
     pub(super) fn left(&mut self, worker: WorkerId) {
         self.returning.remove(&worker);
+    }
+
+    /// Whether somebody who can be reached has yet to say which state it left its generation with.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.returning.is_empty()
+    }
+
+    /// Who should have said it by now.
+    pub(super) fn overdue(&self, now: Tick) -> Vec<WorkerId> {
+        let late = self.returning.iter().filter(|(_, (_, until))| *until <= now);
+        late.map(|(worker, _)| *worker).collect()
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<(Tick, &'static str)> {
+        let until = self.returning.values().map(|(_, until)| *until).min();
+        until.map(|at| (at, "who is back leaves its generation"))
     }
 }
 
@@ -138,7 +152,7 @@ impl<R: Rules> Conductor<R> {
         name: StateName,
         turn: &mut Turn,
     ) -> bool {
-        let Some(addr) = self.lease.returning.remove(&worker) else {
+        let Some((addr, _)) = self.lease.returning.remove(&worker) else {
             return false;
         };
         self.rejoined(worker, addr, name, None, generation, turn);
@@ -147,7 +161,8 @@ impl<R: Rules> Conductor<R> {
 
     /// A worker that is still inside a generation that is not kept.
     pub(super) fn returns(&mut self, worker: WorkerId, addr: String, generation: Generation, turn: &mut Turn) {
-        self.lease.returning.insert(worker, addr);
+        let until = turn.now.saturating_add(self.settings.failure_budget_ms + FORMING_MS);
+        self.lease.returning.insert(worker, (addr, until));
         let after_step = None;
         turn.send(worker, ToWorker::Close { generation, after_step });
     }

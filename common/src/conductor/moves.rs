@@ -121,6 +121,11 @@ impl Moves {
     }
 }
 
+/// Who does what, in words.
+fn do_so(workers: &[WorkerId], verb: &str) -> String {
+    format!("{} {verb}{}", names(workers), if workers.len() == 1 { "s" } else { "" })
+}
+
 /// Names for people, who need not read ten thousand of them.
 fn names(workers: &[WorkerId]) -> String {
     let (named, others) = workers.split_at(workers.len().min(NAMED_MAX));
@@ -205,7 +210,9 @@ impl<R: Rules> Conductor<R> {
 
     /// Of a generation that is over: those who were asked to leave may, unless they alone hold its state and have time.
     pub(super) fn let_drained_go(&mut self, turn: &mut Turn) {
-        if self.moves.draining.is_empty() {
+        // Those who are back have yet to say which state they hold, or train on in a generation that is kept.
+        let unknown = self.may_yet_keep() || self.lease.is_awaited();
+        if self.moves.draining.is_empty() || unknown {
             return;
         }
         let ready = self.seats.ready();
@@ -296,9 +303,9 @@ impl<R: Rules> Conductor<R> {
             return None; // too few would be left: the grace may bring others
         }
         match (joining.is_empty(), going.is_empty()) {
-            (false, true) => Some((format!("{} joins", names(&joining)), next)),
-            (true, false) => Some((format!("{} drains", names(&going)), next)),
-            (false, false) => Some((format!("{} joins, {} drains", names(&joining), names(&going)), next)),
+            (false, true) => Some((do_so(&joining, "join"), next)),
+            (true, false) => Some((do_so(&going, "drain"), next)),
+            (false, false) => Some((format!("{}, {}", do_so(&joining, "join"), do_so(&going, "drain")), next)),
             (true, true) => self.slow_member(next),
         }
     }

@@ -1,6 +1,8 @@
 //! Stories told to the brain directly, and a small world of conductor and followers in which workers die at bad moments.
 
 mod failures;
+mod history;
+mod reigns;
 mod stories;
 mod toy;
 mod world;

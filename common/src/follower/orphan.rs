@@ -24,8 +24,14 @@ pub(super) struct Orphan {
 
 impl Orphan {
     pub(super) fn keep(&mut self, message: FromWorker) {
-        if matches!(message, FromWorker::Heartbeat | FromWorker::LeaseWanted { .. }) {
-            return; // about a moment that has passed
+        let of_a_moment = |message: &FromWorker| {
+            matches!(
+                message,
+                FromWorker::Heartbeat | FromWorker::LeaseWanted { .. } | FromWorker::Primed { .. }
+            )
+        };
+        if of_a_moment(&message) {
+            return; // it has passed, and a move of lanes does not outlive its leader
         }
         if self.kept.len() >= KEPT_MAX {
             let step = self.kept.iter().position(|m| matches!(m, FromWorker::StepDone { .. }));

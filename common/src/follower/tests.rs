@@ -1,3 +1,5 @@
+mod history;
+
 use super::*;
 use crate::ids::WorkerId;
 use crate::plan::{Member, Plan, StateSource};
@@ -65,6 +67,21 @@ fn closed_generation_is_never_entered_again() {
         cause: Some("x".into()),
     };
     step(&mut follower, stopped);
+    let close = Event::Heard(ToWorker::Close {
+        generation: Generation(3),
+        after_step: None,
+    });
+    let again = step(&mut follower, close);
+    assert!(
+        matches!(
+            again[..],
+            [Command::Tell(FromWorker::Closed {
+                generation: Generation(3),
+                ..
+            })]
+        ),
+        "{again:?}"
+    );
     assert!(step(&mut follower, Event::Heard(ToWorker::Form { plan: plan(3) })).is_empty());
     assert!(
         follower

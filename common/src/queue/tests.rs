@@ -107,33 +107,119 @@ fn events() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// The plain reference: what the shell knows of a job from its own doings and from what it told the queue.
+#[derive(Clone, Copy, Debug, Default)]
+struct Plain {
+    forgiven: u32,
+    errors: u32,
+    has_process: bool,
+    pausing: bool,
+    cancelled: bool,
+    paused: bool,
+    over: bool,
+}
+
+impl Plain {
+    fn hears(&mut self, event: &Event) {
+        match event {
+            Event::Progressed { .. } if self.has_process => self.errors = 0,
+            Event::PauseRequested { .. } if self.has_process => self.pausing |= !self.cancelled,
+            Event::PauseRequested { .. } => self.paused |= !self.over,
+            Event::ResumeRequested { .. } => {
+                self.errors = if self.paused { 0 } else { self.errors };
+                (self.pausing, self.paused) = (false, false);
+            }
+            Event::CancelRequested { .. } if self.has_process => self.cancelled = true,
+            Event::CancelRequested { .. } => self.over = true,
+            _ => {}
+        }
+    }
+
+    /// What becomes of it when its process ends so; `None`: it is tried again.
+    fn ends(&mut self, ending: Ending) -> Option<&'static str> {
+        self.has_process = false;
+        let pausing = std::mem::take(&mut self.pausing);
+        let fate = match ending {
+            Ending::Code(Exit::Ok) => "succeeded",
+            _ if self.cancelled => "cancelled",
+            _ if pausing => {
+                self.paused = true;
+                return Some("paused");
+            }
+            Ending::Code(Exit::BadConfig) => "failed",
+            Ending::Code(Exit::JobFailed) if self.errors == self.forgiven => "failed",
+            Ending::Code(Exit::JobFailed) => {
+                self.errors += 1;
+                return None;
+            }
+            _ => return None,
+        };
+        self.over = true;
+        Some(fate)
+    }
+}
+
+fn word(state: &JobState) -> Option<&'static str> {
+    match state {
+        JobState::Succeeded => Some("succeeded"),
+        JobState::Cancelled => Some("cancelled"),
+        JobState::Paused => Some("paused"),
+        JobState::Failed(_) => Some("failed"),
+        JobState::Recovering => None,
+        _ => Some("something else"),
+    }
+}
+
+fn job_of(event: &Event) -> Option<JobId> {
+    match event {
+        Event::Submitted { job, .. }
+        | Event::Trains { job, .. }
+        | Event::Progressed { job }
+        | Event::Waits { job }
+        | Event::Ended { job, .. }
+        | Event::PauseRequested { job }
+        | Event::ResumeRequested { job }
+        | Event::CancelRequested { job } => Some(*job),
+        Event::Ticked => None,
+    }
+}
+
 proptest! {
-    /// The plain reference is the shell's own book: processes it was told to start and told of as ended.
     #[test]
-    fn queue_any_history_keeps_its_places_and_never_leaves_a_final_state(
-        history in proptest::collection::vec((events(), 0u64..100_000), 0..80), places in 1usize..4,
+    fn queue_any_history_matches_the_plain_reference(
+        history in proptest::collection::vec((events(), 0u64..100_000), 0..120), places in 1usize..4,
     ) {
         let mut queue = Queue::new(places, 3);
-        let mut processes = std::collections::BTreeSet::new();
-        let mut finals: BTreeMap<JobId, JobState> = BTreeMap::new();
+        let mut jobs: BTreeMap<JobId, Plain> = BTreeMap::new();
         let mut now = 0;
         for (event, wait) in history {
             now += wait;
-            if let Event::Ended { job, .. } = &event {
-                processes.remove(job);
+            let mut fate = None;
+            if let (Event::Submitted { job, errors_max }, false) = (&event, job_of(&event).is_some_and(|j| jobs.contains_key(&j))) {
+                jobs.insert(*job, Plain { forgiven: *errors_max, ..Plain::default() });
             }
-            for command in queue.step(event, now) {
+            if let Some(plain) = job_of(&event).and_then(|job| jobs.get_mut(&job)).filter(|plain| !plain.over) {
+                plain.hears(&event);
+                if let (Event::Ended { job, ending }, true) = (&event, plain.has_process) {
+                    fate = Some((*job, plain.ends(*ending)));
+                }
+            }
+            for command in queue.step(event.clone(), now) {
                 if let Command::Launch { job } = command {
-                    prop_assert!(processes.insert(job), "{job} had a process");
+                    let plain = jobs.get_mut(&job).expect("somebody submitted it");
+                    prop_assert!(!plain.has_process && !plain.over && !plain.paused, "{job}: {plain:?}");
+                    plain.has_process = true;
                 }
             }
-            prop_assert!(processes.len() <= places);
+            prop_assert!(jobs.values().filter(|plain| plain.has_process).count() <= places);
+            prop_assert!(queue.next_deadline().is_none_or(|(at, _)| at > now || jobs.values().filter(|p| p.has_process).count() == places));
             for view in queue.observe() {
-                if let Some(before) = finals.get(&view.job) {
-                    prop_assert_eq!(before, &view.state);
-                }
-                if view.state.is_final() {
-                    finals.insert(view.job, view.state);
+                let plain = jobs.get(&view.job).expect("somebody submitted it");
+                prop_assert_eq!(view.state.is_final(), plain.over, "{:?} {:?}", &view, plain);
+                prop_assert_eq!(view.state == JobState::Paused, plain.paused && !plain.over, "{:?} {:?}", &view, plain);
+                let (job, became) = fate.unwrap_or((view.job, word(&view.state)));
+                if job == view.job {
+                    prop_assert_eq!(word(&view.state), became, "{:?} after {:?}", &view, &event);
                 }
             }
         }

@@ -269,6 +269,17 @@ fn worlds(args: &SimArgs) -> Outcome<Exit> {
             "{worlds} worlds, {events} events, {checks} checks, {broken} broken"
         ));
     }
+    out::hint(&match (broken, args.worlds, args.story) {
+        (0, 1, false) => "next: --story tells what happened, --worlds 200 tries other seeds".to_owned(),
+        (0, 1, true) => {
+            "next: --fault KIND@MS:WHO:FOR_MS changes what befalls it, --worlds 200 tries other seeds".to_owned()
+        }
+        (0, ..) => format!(
+            "next: --seed {} goes on with the seeds behind these",
+            args.seed.saturating_add(args.worlds)
+        ),
+        _ => "next: run one of the commands above and read the story up to the line before `violated`".to_owned(),
+    });
     Ok(if broken == 0 { Exit::Ok } else { Exit::JobFailed })
 }
 

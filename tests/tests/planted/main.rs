@@ -43,6 +43,7 @@ bug! {
     fn counts(name: StateName, _: Generation) -> bool { name.step > 0 }
     fn on_lineage(_: StateName, _: Option<u64>) -> bool { true }
 }
+bug! { SparesNothing, fn lease_surely_over_ms(lasts_ms: u64) -> u64 { lasts_ms } }
 bug! { SucceedsWithoutProof, fn may_succeed(_: usize, _: bool) -> bool { true } }
 
 /// The first seed whose world does not hold under `R`.
@@ -60,7 +61,7 @@ macro_rules! found {
             fn $test() {
                 let found = seeds_until_found::<$bug>();
                 let (seed, why) = found.unwrap_or_else(|| panic!("{} lived through {SEEDS} seeds", stringify!($bug)));
-                println!("{} found after {} seeds: {why}", stringify!($bug), seed + 1);
+                println!("SEED planted {} was found after {} seeds: {why}", stringify!($bug), seed + 1);
             }
         )*
     };
@@ -79,6 +80,7 @@ found! {
     planted_heal_in_place_is_found: HealsInPlace;
     planted_state_compared_by_its_step_only_is_found: ComparesStepsOnly;
     planted_successor_without_proof_is_found: SucceedsWithoutProof;
+    planted_lease_waited_for_without_a_tenth_to_spare_is_found: SparesNothing;
 }
 
 #[test]

@@ -228,9 +228,7 @@ impl Run<'_> {
                 .into(),
             store_writes_per_second: book.writes as f64 / seconds,
             record_bytes_max: book.record_bytes,
-            bytes_per_worker_per_second: (book.down_bytes + self.all_up_bytes(seconds)) as f64
-                / f64::from(workers)
-                / seconds,
+            bytes_per_worker_per_second: self.all_bytes(seconds) as f64 / f64::from(workers) / seconds,
             ledger_bytes: book.ledger_bytes as u64,
             shards_per_worker: lanes_each * shards_each,
             events: book.events,
@@ -238,11 +236,13 @@ impl Run<'_> {
         }
     }
 
-    /// What workers say, with what `lazy` left out: every report and every heartbeat.
-    fn all_up_bytes(&self, seconds: f64) -> u64 {
+    /// What is said both ways, with what `lazy` left out: every report and every heartbeat. With each goes a wish for a step
+    /// lease and comes its answer; those decide nothing in a fleet that is not cut off, so they are only counted.
+    fn all_bytes(&self, seconds: f64) -> u64 {
         let workers = u64::from(self.fleet.workers);
         let beats = (seconds * 5_000.0 / self.fleet.faults.failure_budget_ms as f64) as u64;
-        self.book.up_bytes.max(workers * (160 * self.book.steps + 24 * beats))
+        let up = self.book.up_bytes.max(workers * (160 * self.book.steps + 24 * beats));
+        up + self.book.down_bytes + workers * (24 + 24) * beats
     }
 }
 

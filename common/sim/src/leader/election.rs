@@ -1,5 +1,6 @@
 //! Who leads: candidacy, the lease of a reign, and what a standby hears of it.
 
+use crate::clock::Clock;
 use crate::etcd::Op;
 use crate::net::Node;
 use crate::queue::Ms;
@@ -10,7 +11,15 @@ use argosy_common::ids::Term;
 use argosy_common::ledger::Keep;
 use argosy_common::rules::Rules;
 
+/// Renewals of a reign in the life of its lease.
+const RENEWALS: Ms = 6;
+
 impl<R: Rules> World<R> {
+    /// So long a leader knows that it leads, from when it asked: two thirds of the lease, by its own clock.
+    pub(super) fn surely_ms(&self) -> Ms {
+        self.etcd.ttl() * 2 / 3
+    }
+
     pub(crate) fn boot(&mut self, coordinator: usize, life: u32) {
         if self.coordinators[coordinator].life != life || self.coordinators[coordinator].gone {
             return;
@@ -36,7 +45,7 @@ impl<R: Rules> World<R> {
             return;
         }
         let settings = self.settings(term);
-        let ttl = self.etcd.ttl();
+        let renews = self.etcd.ttl() / RENEWALS;
         let reason = "the coordinator ended before it was complete";
         let abandoned = |attempt: &u64| {
             (
@@ -47,15 +56,18 @@ impl<R: Rules> World<R> {
                 false,
             )
         };
+        let clock = Clock::drawn(&mut self.draws);
+        let surely = clock.when(self.surely_ms());
         let c = &mut self.coordinators[coordinator];
         c.term = Some(term);
         c.began = now;
-        c.lease_until = sent + ttl;
+        c.clock = clock;
+        c.lease_until = sent + surely;
         c.records = self.etcd.records().len();
         c.writing = restored.open_attempts.iter().map(abandoned).collect();
         c.brain = Some(Conductor::new(settings, restored));
         let life = c.life;
-        self.queue.after(ttl / 3, Ev::Renew { coordinator, life });
+        self.queue.after(renews, Ev::Renew { coordinator, life });
         self.write_next(coordinator);
         self.leads_on(coordinator);
     }
@@ -63,7 +75,7 @@ impl<R: Rules> World<R> {
     /// Tells the brain until when it leads, on its own clock.
     pub(super) fn leads_on(&mut self, coordinator: usize) {
         let c = &self.coordinators[coordinator];
-        let until = c.lease_until.saturating_sub(c.began);
+        let until = c.clock.shows(c.lease_until.saturating_sub(c.began));
         self.tell(coordinator, Event::LeadershipHeld { until });
     }
 
@@ -89,7 +101,7 @@ impl<R: Rules> World<R> {
             parts_total: c.parts,
             seed: 0,
             policy: Policy {
-                outage_max_ms: if c.leases { 5 * c.failure_budget_ms } else { 0 },
+                outage_max_ms: if c.leases { c.lease_ms } else { 0 },
                 unreadable_after_ms: c.unreadable_after_ms,
                 // Skipped steps are told by the worlds; a run that fails for them would only be shorter.
                 nonfinite_max: 1_000,
@@ -108,7 +120,7 @@ impl<R: Rules> World<R> {
             return self.falls(coordinator, "its lease has run out");
         }
         self.ask(coordinator, Op::Renew { term });
-        let wait = self.etcd.ttl() / 3;
+        let wait = self.etcd.ttl() / RENEWALS;
         self.queue.after(wait, Ev::Renew { coordinator, life });
     }
 

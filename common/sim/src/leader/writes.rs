@@ -110,8 +110,9 @@ impl<R: Rules> World<R> {
             (Op::Campaign, _) => self.queue.after(200, Ev::Boot { coordinator, life }),
             (_, Some(Reply::Renewed { .. })) => {
                 // Counted from when it was asked for: the store may have begun to count then.
-                let until = sent + self.etcd.ttl();
+                let surely = self.surely_ms();
                 let c = &mut self.coordinators[coordinator];
+                let until = sent + c.clock.when(surely);
                 c.lease_until = c.lease_until.max(until);
                 self.leads_on(coordinator);
             }

@@ -48,6 +48,7 @@ impl<R: Rules> World<R> {
         let at = inside.at.clone();
         let doomed = match at {
             At::In(stage) => self.doomed(process, stage),
+            At::Connecting => self.doomed(process, Stage::Plan),
             _ => None,
         };
         let reached = match doomed {

@@ -19,7 +19,7 @@ impl<R: Rules> World<R> {
     /// Behind a complete sentinel: APPLY, if the step lease allows it; else waits in place (rule G5).
     pub(super) fn apply_if_leased(&mut self, process: usize) {
         let p = &mut self.processes[process];
-        let now = self.queue.now() + p.clock;
+        let now = p.clock.shows(self.queue.now());
         let (leased, until) = p.trainer.lease;
         let Some(inside) = &mut p.trainer.inside else { return };
         let generation = inside.plan.generation;

@@ -14,6 +14,8 @@ struct Story {
     /// What it tells, as its first line.
     tells: &'static str,
     steps: u64,
+    /// The last of its three workers comes so much later.
+    late_ms: u64,
     faults: &'static [&'static str],
 }
 
@@ -21,6 +23,8 @@ impl Story {
     fn play(&self) -> Outcome {
         let config = Config {
             steps: self.steps,
+            workers_min: 2,
+            last_comes_ms: self.late_ms,
             checkpoint_steps: 20,
             leases: true,
             orphan_max_ms: 60_000,
@@ -137,6 +141,7 @@ fn story_join_moves_lanes_first_and_loses_no_step() {
         name: "join",
         tells: "A third worker comes to a run of two. Its lanes are primed before anybody stops; the two go on until then.",
         steps: 40,
+        late_ms: 900,
         faults: &[],
     };
     let outcome = story.play();
@@ -163,21 +168,14 @@ fn story_leave_hands_lanes_over_before_the_worker_ends() {
         name: "leave",
         tells: "A worker is asked to end (SIGTERM). It trains on until its lanes are primed elsewhere, then leaves at a boundary.",
         steps: 60,
+        late_ms: 0,
         faults: &["member-drain@1500:0:500"],
     };
     let outcome = story.play();
-    in_order(
-        &outcome,
-        &[
-            "member-drain",
-            "drains: ",
-            "prepares: ",
-            "closing: ",
-            "formed: ",
-            "with code 0",
-            "ended: step 60",
-        ],
-    );
+    let until_it_is_left = ["member-drain", "drains: ", "prepares: ", " applied: ", "closing: "];
+    for then in ["with code 0", "formed: gen 3"] {
+        in_order(&outcome, &[&until_it_is_left[..], &[then, "ended: step 60"]].concat());
+    }
     assert_eq!(steps_done_again(&outcome), 0);
     assert_eq!(count(&outcome, " lost: "), 0, "who leaves is not lost");
 }
@@ -188,6 +186,7 @@ fn story_flapping_member_costs_at_most_its_own_step() {
         name: "flap",
         tells: "A member dies; the one that comes for it dies as well, soon after it joined. The rest go on each time.",
         steps: 100,
+        late_ms: 0,
         faults: &["member-flap@1500:1:300"],
     };
     let outcome = story.play();
@@ -214,6 +213,7 @@ fn story_failover_keeps_the_members_training() {
         name: "failover",
         tells: "The leading coordinator dies. The members apply steps meanwhile; the standby takes over what they hold.",
         steps: 60,
+        late_ms: 0,
         faults: &["coordinator-crash@1500:1:0"],
     };
     let outcome = story.play();
@@ -237,6 +237,7 @@ fn story_slow_joiner_makes_nobody_wait() {
         name: "slow_joiner",
         tells: "A member dies, and the one that comes for it is slow. The others train on without it until it is ready.",
         steps: 120,
+        late_ms: 0,
         faults: &["member-crash@1500:1:0", "trainer-stuck@2290:2:2500"],
     };
     let outcome = story.play();
@@ -254,6 +255,13 @@ fn story_slow_joiner_makes_nobody_wait() {
         ],
     );
     assert!(steps_done_again(&outcome) <= 1);
+    let at = |word: &str| outcome.log.iter().position(|line| line.contains(word)).expect(word);
+    let meanwhile = &outcome.log[at("trainer-stuck")..at("w4 joins")];
+    let applied = meanwhile.iter().filter(|line| line.contains(" applied: ")).count();
+    assert!(
+        applied >= 60,
+        "the two others applied {applied} times while they had to wait for nobody"
+    );
 }
 
 #[test]
@@ -262,6 +270,7 @@ fn story_heal_whose_source_dies_heals_from_another() {
         name: "heal_source_dies",
         tells: "A joiner takes the state over from a member that dies while it gives it. It keeps what it had, and heals from another.",
         steps: 100,
+        late_ms: 0,
         faults: &["heal-source-dies@1500:1:0"],
     };
     let outcome = story.play();
@@ -288,6 +297,7 @@ fn story_zombie_is_dismissed_and_changes_nothing() {
         name: "zombie",
         tells: "A member stands still until everybody has gone on without it, then wakes up and wants to go on where it was.",
         steps: 160,
+        late_ms: 0,
         faults: &["member-hang@1500:1:5000"],
     };
     let outcome = story.play();
@@ -314,6 +324,7 @@ fn story_numbers_that_are_not_finite_are_tried_elsewhere_and_the_member_is_drain
         name: "nan",
         tells: "A member's results are not finite. The step is tried again with the lanes elsewhere; there it is finite, so the member goes.",
         steps: 60,
+        late_ms: 0,
         faults: &["nan-member@1500:0:0"],
     };
     let outcome = story.play();

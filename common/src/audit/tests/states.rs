@@ -223,6 +223,15 @@ fn doctored_log_that_leaves_a_step_out_is_named_though_another_has_it() {
 }
 
 #[test]
+fn doctored_step_in_a_generation_that_was_left_is_named() {
+    let message = "INV2: w2 has step 5 of gen 1 after its worker had left that generation for gen 2";
+    doctored(message, |_, logs| {
+        let late = applied(&mut Sampler::new(shape()), 4, 1);
+        logs.get_mut("w2").expect("w2").push(late);
+    });
+}
+
+#[test]
 fn doctored_log_of_a_worker_that_was_no_member_is_named() {
     doctored(
         "INV11: w9 is no way from state to state: it was no member of gen 1",

@@ -1,12 +1,12 @@
-//! Failures without a loss, moves by plan, leases and reigns, told event by event.
+//! Failures without a loss, and moves by plan, told event by event.
 
-use super::stories::{Story, name, settings};
-use crate::conductor::{Command, Conductor, Event, Policy, Restored, Settings};
+use super::stories::{Story, name};
+use crate::conductor::{Command, Event, Restored};
 use crate::events::{AbortReport, FromWorker, NotFinite, Outcome, Record, RunEvent, ToWorker};
 use crate::ids::{Generation, StateName, WorkerId};
 use crate::quarantine::RowRange;
 
-fn said(worker: u32, message: FromWorker) -> Event {
+pub(super) fn said(worker: u32, message: FromWorker) -> Event {
     let worker = WorkerId(worker);
     Event::Said { worker, message }
 }
@@ -252,214 +252,44 @@ fn joiner_waits_for_another_that_is_warming_up_and_both_join_at_once() {
     assert_eq!(story.last_plan().members.len(), 4, "one generation for both");
 }
 
-fn leased() -> Settings {
-    Settings {
-        spawns: false,
-        policy: Policy {
-            outage_max_ms: 1_000,
-            ..Policy::default()
-        },
-        ..settings()
-    }
-}
-
-fn formed(commands: &[Command]) -> bool {
-    let plan = |c: &Command| {
-        matches!(
-            c,
-            Command::Persist {
-                record: Record::GenerationFormed { .. }
-            }
-        )
-    };
-    commands.iter().any(plan)
-}
-
 #[test]
-fn new_reign_waits_for_an_acknowledgement_or_for_the_last_lease() {
-    let restored = Restored {
-        generation: Generation(4),
-        members: vec![WorkerId(1), WorkerId(2)],
-        ends: [(Generation(4), 9)].into(),
-        ..Restored::default()
-    };
-    let mut conductor: Conductor = Conductor::new(leased(), restored.clone());
+fn rows_that_were_fetched_for_a_generation_that_is_over_do_not_count_for_a_move() {
+    let mut story = Story::two_running();
+    story.done(1, 7, 1);
     let worker = WorkerId(3);
-    conductor.step(Event::WorkerConnected { worker }, 0);
-    let ready = FromWorker::Ready {
-        addr: "a".into(),
-        name: StateName::INITIAL,
-    };
-    assert!(
-        !formed(&conductor.step(said(3, ready.clone()), 0)),
-        "the old members may train on"
+    let addr = "3".to_owned();
+    let name = StateName::INITIAL;
+    let mut told = story.conductor.step(Event::WorkerConnected { worker }, story.now);
+    told.extend(
+        story
+            .conductor
+            .step(said(3, FromWorker::Ready { addr, name }), story.now),
     );
-    for now in (100..=1_100).step_by(100) {
-        assert!(!formed(&conductor.step(said(3, FromWorker::Heartbeat), now)), "{now}");
-    }
-    assert!(
-        formed(&conductor.step(said(3, FromWorker::Heartbeat), 1_101)),
-        "a tenth to spare"
-    );
-
-    let mut conductor: Conductor = Conductor::new(leased(), restored);
-    conductor.step(Event::WorkerConnected { worker: WorkerId(2) }, 0);
-    let inside = Some(Generation(4));
-    let back = FromWorker::Rejoined {
-        addr: "b".into(),
-        name: name(9, 4),
-        inside,
-        left: Generation(3),
-    };
-    let close = Command::Send {
-        to: WorkerId(2),
-        message: ToWorker::Close {
-            generation: Generation(4),
-            after_step: None,
-        },
-    };
-    assert!(conductor.step(said(2, back), 10).contains(&close));
-    let (generation, cause) = (Generation(4), None);
-    let closed = FromWorker::Closed {
-        generation,
-        name: name(9, 4),
-        cause,
-    };
-    assert!(
-        formed(&conductor.step(said(2, closed), 20)),
-        "one acknowledgement is enough"
-    );
-}
-
-#[test]
-fn generation_whose_members_all_come_back_is_kept_and_otherwise_closed() {
-    let record = Record::GenerationFormed {
-        generation: Generation(4),
-        term: crate::ids::Term(1),
-        base: name(6, 3),
-        source: crate::plan::StateSource::Peers,
-        members: vec![WorkerId(1), WorkerId(2)],
-        lanes: vec![0, 1, 0, 1],
-        plan_hash: 0,
-    };
-    let restored = Restored::from_records(&[record]);
-    let back = |name| FromWorker::Rejoined {
-        addr: "a".into(),
-        name,
-        inside: Some(Generation(4)),
-        left: Generation(3),
-    };
-    let begin = || {
-        let mut conductor: Conductor = Conductor::new(leased(), restored.clone());
-        for worker in [1, 2] {
-            let worker = WorkerId(worker);
-            conductor.step(Event::WorkerConnected { worker }, 0);
-        }
-        conductor
-    };
-    let closes = |commands: &[Command]| {
-        let close = |c: &&Command| {
+    let lanes = told.iter().find_map(|command| match command {
+        Command::Send {
+            to,
+            message: ToWorker::Prepare { lanes, .. },
+        } => (*to == worker).then(|| lanes.clone()),
+        _ => None,
+    });
+    let lanes = lanes.expect("it is told what will be its own");
+    let mut primed = |generation| {
+        let generation = Generation(generation);
+        let lanes = lanes.clone();
+        let commands = story
+            .conductor
+            .step(said(3, FromWorker::Primed { generation, lanes }), story.now);
+        let closes = |command: &Command| {
             matches!(
-                c,
+                command,
                 Command::Send {
                     message: ToWorker::Close { .. },
                     ..
                 }
             )
         };
-        commands.iter().filter(close).count()
+        commands.iter().any(closes)
     };
-
-    let mut conductor = begin();
-    assert_eq!(closes(&conductor.step(said(1, back(name(9, 4))), 10)), 0);
-    assert_eq!(closes(&conductor.step(said(2, back(name(8, 4))), 20)), 0);
-    let view = conductor.observe();
-    assert_eq!(
-        (view.phase, view.generation, view.steps_done),
-        ("running", Generation(4), 9)
-    );
-    assert_eq!(view.members, [WorkerId(1), WorkerId(2)]);
-
-    // One has applied nothing in it and may wait for its order to begin.
-    let mut conductor = begin();
-    conductor.step(said(1, back(name(9, 4))), 10);
-    assert_eq!(closes(&conductor.step(said(2, back(name(6, 3))), 20)), 2);
-
-    // One never comes.
-    let mut conductor = begin();
-    conductor.step(said(1, back(name(9, 4))), 10);
-    let (at, _) = conductor.next_deadline().unwrap();
-    assert!(at > 0);
-    assert_eq!(
-        closes(&conductor.step(Event::StreamLost { worker: WorkerId(2) }, 30)),
-        1
-    );
-    let mut conductor = begin();
-    conductor.step(said(1, back(name(9, 4))), 10);
-    let patience = leased().failure_budget_ms + crate::follower::RETRY_MAX_MS;
-    for now in (100..patience).step_by(100) {
-        conductor.step(said(2, FromWorker::Heartbeat), now);
-        assert_eq!(closes(&conductor.step(said(1, FromWorker::Heartbeat), now)), 0, "{now}");
-    }
-    let over = conductor.step(said(1, FromWorker::Heartbeat), patience);
-    assert_eq!(closes(&over), 1);
-}
-
-#[test]
-fn lease_is_renewed_only_while_the_reign_holds() {
-    let mut conductor: Conductor = Conductor::new(leased(), Restored::default());
-    let worker = WorkerId(1);
-    conductor.step(Event::WorkerConnected { worker }, 0);
-    conductor.step(
-        said(
-            1,
-            FromWorker::Ready {
-                addr: "a".into(),
-                name: StateName::INITIAL,
-            },
-        ),
-        0,
-    );
-    conductor.step(Event::Persisted, 0);
-    let wanted = |at| {
-        said(
-            1,
-            FromWorker::LeaseWanted {
-                generation: Generation(1),
-                at,
-            },
-        )
-    };
-    let leases = |commands: Vec<Command>| {
-        let lease = |c: &Command| {
-            matches!(
-                c,
-                Command::Send {
-                    message: ToWorker::Lease { .. },
-                    ..
-                }
-            )
-        };
-        commands.iter().any(lease)
-    };
-    assert!(leases(conductor.step(wanted(5), 10)));
-    conductor.step(Event::LeadershipHeld { until: 500 }, 20);
-    assert!(leases(conductor.step(wanted(100), 499)));
-    assert!(!leases(conductor.step(wanted(200), 500)), "its leadership has run out");
-}
-
-#[test]
-fn state_beyond_where_its_generation_was_left_is_superseded() {
-    let restored = Restored {
-        generation: Generation(5),
-        ends: [(Generation(0), 0), (Generation(3), 8)].into(),
-        ..Restored::default()
-    };
-    let mut story = Story::with(restored);
-    story.ready(1, name(9, 3));
-    assert_eq!(
-        story.last_plan().base,
-        StateName::INITIAL,
-        "step 9 of gen 3 is on no lineage"
-    );
+    assert!(!primed(0), "what an orphan had to say to its old leader");
+    assert!(primed(1));
 }

@@ -266,7 +266,11 @@ impl Shell {
             },
             21 => said(FromWorker::PartFailed {
                 attempt,
-                failure: if turn.flag { PartFailure::Late } else { PartFailure::Store },
+                failure: if turn.flag {
+                    PartFailure::Late
+                } else {
+                    PartFailure::Store
+                },
                 reason: "x".into(),
             }),
             22 => said(FromWorker::Draining { grace_ms: turn.number }),
@@ -336,18 +340,20 @@ fn holds(checked: Checked) -> Result<(), TestCaseError> {
 
 /// One machine or a fleet, with leases or without, one worker wanted at least or two.
 fn kinds() -> impl Strategy<Value = Settings> {
-    (any::<bool>(), any::<bool>(), 1u32..3, 0u64..4).prop_map(|(spawns, leased, workers_min, checkpoint_steps)| Settings {
-        spawns,
-        workers_min,
-        workers_target: 3,
-        total_steps: 12,
-        checkpoint_steps,
-        worker_errors_max: 100,
-        policy: Policy {
-            outage_max_ms: if leased { 5_000 } else { 0 },
-            ..Policy::default()
-        },
-        ..settings()
+    (any::<bool>(), any::<bool>(), 1u32..3, 0u64..4).prop_map(|(spawns, leased, workers_min, checkpoint_steps)| {
+        Settings {
+            spawns,
+            workers_min,
+            workers_target: 3,
+            total_steps: 12,
+            checkpoint_steps,
+            worker_errors_max: 100,
+            policy: Policy {
+                outage_max_ms: if leased { 5_000 } else { 0 },
+                ..Policy::default()
+            },
+            ..settings()
+        }
     })
 }
 

@@ -94,7 +94,7 @@ impl Book {
             16 => Event::Heard(ToWorker::Lease {
                 generation,
                 asked_at: turn.number,
-                lasts_ms: turn.number,
+                lasts_ms: turn.number.max(1),
             }),
             17 => Event::Heard(ToWorker::Checkpoint {
                 attempt: turn.number,
@@ -115,7 +115,9 @@ impl Book {
         match event {
             Event::TrainerReady { .. } => self.ready = true,
             Event::TrainerFormed { generation } => {
-                self.open = self.open.map(|(g, at)| if g == *generation { (g, at.max(1)) } else { (g, at) });
+                self.open = self
+                    .open
+                    .map(|(g, at)| if g == *generation { (g, at.max(1)) } else { (g, at) });
             }
             Event::TrainerStopped { generation, .. } => {
                 self.left = self.left.max(*generation);

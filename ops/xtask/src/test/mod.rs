@@ -68,7 +68,7 @@ impl Suite {
     /// Stops at the first stage that fails: what follows would only bury its message.
     fn run_all(&mut self, paths: &Paths, wish: Wish) {
         let mut tests = None;
-        let all: [(&'static str, &mut dyn FnMut() -> End); 8] = [
+        let all: [(&'static str, &mut dyn FnMut() -> End); 9] = [
             ("setup", &mut || {
                 crate::setup::lay(paths, false).map(|()| (true, String::new()))
             }),
@@ -92,6 +92,17 @@ impl Suite {
                 crate::demo::control(paths).map(|()| (true, String::new()))
             }),
             ("test", &mut || run_tests(paths, wish, &mut tests)),
+            ("release", &mut || {
+                if !wish.long {
+                    return Ok((true, "simulated worlds without assertions: with --long only".to_owned()));
+                }
+                // The same seeds give the same hashes in a release build, without assertions and checks for overflow.
+                let worlds = "stories::worlds_have_the_hashes_that_are_committed";
+                run_cargo(
+                    paths,
+                    &["test", "--release", "-p", "argosy-sim", "--test", "it", worlds],
+                )
+            }),
             ("deny", &mut || run_deny(paths)),
         ];
         for (name, stage) in all {
