@@ -10,6 +10,7 @@ pub mod ops;
 pub mod params;
 pub mod resnet;
 pub mod specs;
+pub mod table;
 pub mod text;
 pub mod vision;
 pub mod vit;

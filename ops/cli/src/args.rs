@@ -228,6 +228,9 @@ pub(crate) struct ParityArgs {
     /// Lanes [default: golden.json's, else one row a lane]
     #[arg(long, value_name = "Q")]
     pub(crate) lanes: Option<u32>,
+    /// Rows that a worker encodes at once; with fewer than it has, features come first and the towers run again
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) micro_batch: Option<u32>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

@@ -74,7 +74,11 @@ pub(crate) fn parity(args: &ParityArgs) -> Outcome<Exit> {
         return Err(Failure::new(Exit::NotFound, message).help("make one with tests/peers/dump.py"));
     }
     let mut list: Vec<OsString> = vec![args.dir.clone().into()];
-    for (flag, value) in [("--workers", args.workers), ("--lanes", args.lanes)] {
+    for (flag, value) in [
+        ("--workers", args.workers),
+        ("--lanes", args.lanes),
+        ("--micro-batch", args.micro_batch),
+    ] {
         if let Some(value) = value {
             list.push(flag.into());
             list.push(value.to_string().into());

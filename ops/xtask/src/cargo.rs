@@ -1,7 +1,9 @@
 //! Cargo as a child process, with the environment a plain `cargo` call in this clone would have.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
 
 use crate::paths::Paths;
 
@@ -36,6 +38,24 @@ pub(crate) fn plain_cargo(dir: &Path) -> Command {
         }
     }
     command
+}
+
+/// Builds `package` with `args` (`["--bin", NAME]`, `["--example", NAME]`) and tells where the executable lies.
+pub(crate) fn build(paths: &Paths, package: &str, args: [&str; 2]) -> Result<PathBuf> {
+    let status = cargo(paths)
+        .args(["build", "--quiet", "-p", package])
+        .args(args)
+        .status()
+        .context("cannot start cargo")?;
+    ensure!(status.success(), "building {package} {} failed", args.join(" "));
+    let folder = std::env::current_exe().context("cannot tell where xtask lies")?;
+    let name = match args {
+        ["--example", name] => format!("examples/{name}"),
+        [_, name] => name.to_owned(),
+    };
+    let path = folder.with_file_name(name);
+    ensure!(path.is_file(), "{} is missing after a build", path.display());
+    Ok(path)
 }
 
 /// Is there a `cargo NAME`? Asked by running it, since cargo also finds subcommands off `PATH`.

@@ -14,7 +14,9 @@ mod cargo;
 mod demo;
 mod demo_data;
 mod dist;
+mod parity;
 mod paths;
+mod peers;
 mod progress;
 mod record;
 mod setup;
@@ -61,6 +63,12 @@ const TASKS: &[Task] = &[
         usage: dist::USAGE,
         about: "pack a tarball that runs without Rust and Python; --check runs it on a bare Debian 12",
         run: dist::run,
+    },
+    Task {
+        name: "parity",
+        usage: parity::USAGE,
+        about: "compare training with OpenCLIP's numbers, switch by switch; writes ops/parity.md",
+        run: parity::run,
     },
     Task {
         name: "test",

@@ -290,6 +290,10 @@ mod tests {
             let json = format!(r#"{{"embed_dim": 8, "vision_cfg": {{{vision}}}, "text_cfg": {{{text}}}}}"#);
             let error = ModelConfig::from_json(&json).unwrap_err().to_string();
             assert!(error.contains(key), "{error} does not name {key}");
+            assert!(
+                key != "vision_cfg.widht" || error.contains("did you mean width"),
+                "{error}"
+            );
         }
     }
 

@@ -450,6 +450,7 @@ impl Engine for TorchEngine {
         if let (Some(ema), Some(decay)) = (&self.ema, hyper.ema_decay) {
             let mut average = ema.tensor().shallow_clone();
             let _ = average.f_lerp_(self.params.values.tensor(), 1.0 - decay)?;
+            self.copy_counts()?;
         }
         self.params.refresh()?;
         Ok(ApplyOut {

@@ -85,7 +85,8 @@ impl Fleet {
             let images = pick(&batch.images, &member.own, rows);
             let tokens = pick(&batch.tokens, &member.own, rows);
             let lengths = pick(&batch.lengths, &member.own, rows);
-            member.engine.begin_lanes(&member.lane_rows, &[]);
+            let draws = pick(&batch.draws, &member.own, rows);
+            member.engine.begin_lanes(&member.lane_rows, &draws);
             let out = member.engine.encode_floats(&images, &tokens, &lengths, micro_rows)?;
             place(&out.f, &member.own, rows, &mut f);
             place(&out.g, &member.own, rows, &mut g);
@@ -99,7 +100,9 @@ impl Fleet {
         }
         let (mut gradient, mut losses) = (Vec::<f32>::new(), Vec::new());
         for member in &mut self.members {
-            member.engine.lane_turns(&member.own_lanes, self.lanes);
+            let turn = |lane: &usize| (self.options.turn)(*lane, self.lanes);
+            let turns: Vec<usize> = member.own_lanes.iter().map(turn).collect();
+            member.engine.lane_turns(&turns, self.lanes);
             losses.push(
                 member
                     .engine

@@ -21,6 +21,8 @@ pub struct GoldenBatch {
     pub tokens: Vec<i32>,
     /// `[rows]`, up to and including the largest id, where OpenCLIP pools.
     pub lengths: Vec<u16>,
+    /// `[rows]`, from which dropped patches follow (rule X3); empty for a model that drops none.
+    pub draws: Vec<u64>,
 }
 
 /// A golden folder in memory.
@@ -34,10 +36,14 @@ pub struct Golden {
     floats: BTreeMap<String, Vec<f32>>,
     doubles: BTreeMap<String, Vec<f64>>,
     tokens: BTreeMap<String, Vec<i32>>,
+    draws: BTreeMap<String, Vec<u64>>,
     first: Vec<f32>,
     table: Vec<TensorSpec>,
     rows: usize,
     steps: usize,
+    whole_steps: usize,
+    /// Different batches, taken in turn; as many as there are steps unless `golden.json` says otherwise.
+    distinct: usize,
 }
 
 impl Golden {
@@ -71,10 +77,13 @@ impl Golden {
             floats: BTreeMap::new(),
             doubles: BTreeMap::new(),
             tokens: BTreeMap::new(),
+            draws: BTreeMap::new(),
             first: engine.params().values.as_slice().to_vec(),
             table: engine.params().trained().to_vec(),
             rows: 0,
             steps: 0,
+            whole_steps: 0,
+            distinct: usize::MAX,
         };
         this.read_tensors(&read(dir, "golden.safetensors")?)?;
         if dir.join(DOUBLES).is_file() {
@@ -96,14 +105,12 @@ impl Golden {
         let file = SafeTensors::deserialize(bytes).map_err(|e| at(&self.dir, "golden.safetensors", e))?;
         for (name, tensor) in file.iter() {
             if tensor.dtype() == Dtype::I64 {
-                let ids = tensor
-                    .data()
-                    .as_chunks()
-                    .0
-                    .iter()
-                    .map(|b| i64::from_le_bytes(*b) as i32)
-                    .collect();
-                self.tokens.insert(name.to_owned(), ids);
+                let whole = tensor.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b));
+                if name.ends_with(".draws") {
+                    self.draws.insert(name.to_owned(), whole.map(|n| n as u64).collect());
+                } else {
+                    self.tokens.insert(name.to_owned(), whole.map(|n| n as i32).collect());
+                }
             } else {
                 let mut values = Vec::new();
                 append_f32(name, tensor.dtype(), tensor.data(), &mut values)?;
@@ -113,6 +120,12 @@ impl Golden {
         self.steps = (0..)
             .take_while(|step| self.floats.contains_key(&format!("step{step}.loss")))
             .count();
+        self.whole_steps = (0..self.steps)
+            .take_while(|step| self.floats.contains_key(&format!("step{step}.param.logit_scale")))
+            .count();
+        if let Some(distinct @ 1..) = self.meta["args"]["distinct"].as_u64() {
+            self.distinct = distinct as usize;
+        }
         self.rows = self.tensor("step0.image_features")?.len() / self.config.embed_dim as usize;
         if self.rows < 2 {
             return Err(at(
@@ -134,6 +147,21 @@ impl Golden {
     #[must_use]
     pub fn steps(&self) -> usize {
         self.steps
+    }
+
+    /// The first of them, of which there is more than the loss.
+    #[must_use]
+    pub fn whole_steps(&self) -> usize {
+        self.whole_steps
+    }
+
+    /// OpenCLIP's loss of a step.
+    ///
+    /// # Errors
+    /// When the file has none.
+    pub fn loss(&self, step: usize) -> Result<f64> {
+        let loss = self.tensor(&format!("step{step}.loss"))?;
+        Ok(loss.first().map_or(f64::NAN, |v| f64::from(*v)))
     }
 
     /// The model's flat order.
@@ -222,6 +250,13 @@ impl Golden {
     /// # Errors
     /// When they are missing.
     pub fn batch(&self, step: usize) -> Result<GoldenBatch> {
+        let draws = self.draws.get(&format!("step{step}.draws")).cloned();
+        let drops = self.config.vision.vit().is_some_and(|vit| vit.patch_dropout > 0.0);
+        if drops && draws.is_none() {
+            let why = "the model drops patches, and only the project's own tests/peers/dump.py tells which";
+            return Err(at(&self.dir, "golden.safetensors", why));
+        }
+        let step = step % self.distinct;
         let images = self.tensor(&format!("step{step}.images"))?;
         let key = format!("step{step}.texts");
         let tokens = self.tokens.get(&key).cloned();
@@ -241,6 +276,7 @@ impl Golden {
             images,
             tokens,
             lengths,
+            draws: draws.unwrap_or_default(),
         })
     }
 

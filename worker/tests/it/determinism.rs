@@ -15,7 +15,44 @@ const LANES: u32 = 11;
 const LANE_ROWS: u32 = 3;
 const WORLDS: [u32; 5] = [1, 2, 3, 5, 8];
 
-fn rig(steps: u64, micro_batch: Option<u32>) -> Rig {
+/// A model, and what it is trained on.
+struct Case {
+    rig: Rig,
+    config: String,
+}
+
+impl Case {
+    /// Of a ViT and a text tower, as `vision` says otherwise.
+    fn new(steps: u64, micro_batch: Option<u32>, vision: serde_json::Value) -> Self {
+        let mut config = serde_json::json!({
+            "embed_dim": 16,
+            "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+            "text_cfg": {"context_length": 12, "vocab_size": 97, "width": 32, "heads": 2, "layers": 2},
+        });
+        for (key, value) in vision.as_object().into_iter().flatten() {
+            config["vision_cfg"][key] = value.clone();
+        }
+        let image = config["vision_cfg"]["image_size"].as_u64().unwrap() as usize;
+        Self {
+            rig: rig(steps, micro_batch, image),
+            config: config.to_string(),
+        }
+    }
+
+    fn vit(steps: u64, micro_batch: Option<u32>) -> Self {
+        Self::new(steps, micro_batch, serde_json::json!({}))
+    }
+
+    fn start(&self, id: u32, dir: &std::path::Path) -> Worker<TorchEngine> {
+        let config = self.config.clone();
+        start_rig(id, dir, &self.rig, move || {
+            let (config, preprocess) = ModelConfig::from_json(&config).unwrap();
+            TorchEngine::new(&config, &preprocess, TorchOptions::default())
+        })
+    }
+}
+
+fn rig(steps: u64, micro_batch: Option<u32>, image: usize) -> Rig {
     let batch = LANES * LANE_ROWS;
     Rig {
         shape: RunShape {
@@ -38,25 +75,15 @@ fn rig(steps: u64, micro_batch: Option<u32>) -> Rig {
             state_hash_steps: 1,
             ..TrainConfig::default()
         },
-        image: 16,
+        image,
         context: 12,
         vocab: 97,
         bare_step: Some(2),
     }
 }
 
-fn engine() -> Result<TorchEngine, argosy_worker::engine::EngineError> {
-    let config = serde_json::json!({
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 12, "vocab_size": 97, "width": 32, "heads": 2, "layers": 2},
-    });
-    let (config, preprocess) = ModelConfig::from_json(&config.to_string()).unwrap();
-    TorchEngine::new(&config, &preprocess, TorchOptions::default())
-}
-
-fn fleet(ids: std::ops::RangeInclusive<u32>, dir: &std::path::Path, rig: &Rig) -> Vec<Worker<TorchEngine>> {
-    ids.map(|id| start_rig(id, dir, rig, engine)).collect()
+fn fleet(ids: std::ops::RangeInclusive<u32>, dir: &std::path::Path, case: &Case) -> Vec<Worker<TorchEngine>> {
+    ids.map(|id| case.start(id, dir)).collect()
 }
 
 /// Uneven, and with the lanes of one worker apart from each other.
@@ -77,20 +104,20 @@ fn ends(mut workers: Vec<Worker<TorchEngine>>, rig: &Rig) -> u64 {
     hashes[0]
 }
 
-fn undisturbed(size: u32, rig: &Rig) -> u64 {
+fn undisturbed(size: u32, case: &Case) -> u64 {
     let dir = tempfile::tempdir().unwrap();
-    let mut workers = fleet(1..=size, dir.path(), rig);
+    let mut workers = fleet(1..=size, dir.path(), case);
     let mut all: Vec<_> = workers.iter_mut().collect();
     let plan = plan_of(1, StateName::INITIAL, StateSource::Seed, &all, deal(size));
     form_and_run(&plan, &mut all);
-    ends(workers, rig)
+    ends(workers, &case.rig)
 }
 
 /// Loses the last worker of `size` while it stands in LOAD of step `at`, then goes on with the others, then with one more
 /// that heals.
-fn disturbed(size: u32, at: u64, rig: &Rig) -> u64 {
+fn disturbed(size: u32, at: u64, case: &Case) -> u64 {
     let dir = tempfile::tempdir().unwrap();
-    let mut workers = fleet(1..=size, dir.path(), rig);
+    let mut workers = fleet(1..=size, dir.path(), case);
     workers[size as usize - 1].stall_at.store(at, Ordering::SeqCst);
     let mut all: Vec<_> = workers.iter_mut().collect();
     let first = plan_of(1, StateName::INITIAL, StateSource::Seed, &all, deal(size));
@@ -116,39 +143,59 @@ fn disturbed(size: u32, at: u64, rig: &Rig) -> u64 {
     });
     // The boundary may have been passed by one when the order came; then they stand apart, and the rest heals too.
     let base = workers.iter().map(|w| w.name).max().unwrap();
-    workers.extend(fleet(size + 1..=size + 1, dir.path(), rig));
+    workers.extend(fleet(size + 1..=size + 1, dir.path(), case));
     let mut all: Vec<_> = workers.iter_mut().collect();
     let third = plan_of(3, base, StateSource::Peers, &all, deal(size));
     form_and_run(&third, &mut all);
-    ends(workers, rig)
+    ends(workers, &case.rig)
 }
 
 #[test]
 fn deterministic_training_gives_the_same_bits_for_every_world_size() {
-    let rig = rig(6, None);
-    let one = undisturbed(1, &rig);
+    let case = Case::vit(6, None);
+    let one = undisturbed(1, &case);
     for size in WORLDS {
-        assert_eq!(undisturbed(size, &rig), one, "{size} workers");
+        assert_eq!(undisturbed(size, &case), one, "{size} workers");
     }
-    assert_eq!(disturbed(3, 3, &rig), one, "after a loss and a join");
+    assert_eq!(disturbed(3, 3, &case), one, "after a loss and a join");
 }
 
 #[test]
 fn deterministic_training_in_micro_batches_gives_the_same_bits_for_every_world_size() {
-    let rig = rig(4, Some(2));
-    assert_eq!(undisturbed(3, &rig), undisturbed(1, &rig));
+    let case = Case::vit(4, Some(2));
+    assert_eq!(undisturbed(3, &case), undisturbed(1, &case));
+}
+
+#[test]
+fn deterministic_training_of_a_resnet_gives_the_same_bits_and_statistics_for_every_history() {
+    // Running statistics are part of the state that is hashed, healed and compared.
+    let resnet = serde_json::json!({"image_size": 32, "layers": [1, 1, 1, 1], "width": 2, "head_width": 32});
+    let case = Case::new(6, None, resnet);
+    let one = undisturbed(1, &case);
+    assert_eq!(undisturbed(3, &case), one, "three workers");
+    assert_eq!(disturbed(3, 3, &case), one, "after a loss and a join");
+}
+
+#[test]
+fn deterministic_training_with_patch_dropout_drops_the_same_patches_for_every_history() {
+    let dropping = |share: f64| Case::new(5, None, serde_json::json!({"image_size": 32, "patch_dropout": share}));
+    let case = dropping(0.5);
+    let one = undisturbed(1, &case);
+    assert_eq!(undisturbed(3, &case), one, "three workers");
+    assert_eq!(disturbed(2, 2, &case), one, "after a loss and a join");
+    assert_ne!(undisturbed(1, &dropping(0.0)), one, "nothing was dropped");
 }
 
 #[test]
 #[ignore = "200 steps on five world sizes, undisturbed and disturbed; minutes"]
 fn deterministic_training_over_200_steps_gives_the_same_bits_for_every_history() {
-    let rig = rig(200, None);
-    let one = undisturbed(1, &rig);
+    let case = Case::vit(200, None);
+    let one = undisturbed(1, &case);
     for size in WORLDS {
-        assert_eq!(undisturbed(size, &rig), one, "{size} workers");
+        assert_eq!(undisturbed(size, &case), one, "{size} workers");
         if size > 1 {
             for at in [1, 77, 150] {
-                assert_eq!(disturbed(size, at, &rig), one, "{size} workers, one lost at step {at}");
+                assert_eq!(disturbed(size, at, &case), one, "{size} workers, one lost at step {at}");
             }
         }
     }

@@ -5,6 +5,7 @@
     reason = "helpers of tests fail their test by panicking"
 )]
 
+mod catalogue;
 mod commands;
 mod determinism;
 mod fleet;

@@ -1,8 +1,16 @@
 //! Our numbers beside OpenCLIP's committed golden values.
 
-use argosy_worker::parity::{Options, Report, Tamper, run_with};
+use argosy_worker::parity::{Options, Report, Tamper, What, run};
 use std::path::PathBuf;
 
+/// Workers, and rows that each encodes at once.
+const RUNS: [(usize, usize); 5] = [
+    (1, usize::MAX),
+    (2, usize::MAX),
+    (3, usize::MAX),
+    (5, usize::MAX),
+    (2, 2),
+];
 const FOLDERS: [&str; 2] = ["vit-gelu", "vit-quickgelu"];
 
 fn folder(name: &str) -> PathBuf {
@@ -12,7 +20,7 @@ fn folder(name: &str) -> PathBuf {
 }
 
 fn check(name: &str, options: Options) -> Report {
-    run_with(&folder(name), &options).unwrap_or_else(|e| panic!("{name} {options:?}: {e}"))
+    run(&folder(name), &options).unwrap_or_else(|e| panic!("{name} {options:?}: {e}"))
 }
 
 #[test]
@@ -78,7 +86,7 @@ fn parity_planted_errors_are_caught() {
             },
         );
         assert!(
-            !report.holds && report.worst.gradient > 100.0,
+            !report.holds && report.ratio(What::Gradient) > 100.0,
             "{what} went unseen: {report:#?}"
         );
     }
@@ -95,13 +103,95 @@ fn parity_wrong_activation_is_caught() {
     let config = dir.path().join("open_clip_config.json");
     let text = std::fs::read_to_string(&config).expect("the config");
     std::fs::write(&config, text.replace("\"quick_gelu\": true", "\"quick_gelu\": false")).expect("a new config");
-    let report = run_with(dir.path(), &Options::default()).expect("a report");
-    assert!(!report.holds && report.worst.features > 10.0, "{report:#?}");
+    let report = run(dir.path(), &Options::default()).expect("a report");
+    assert!(!report.holds && report.ratio(What::Features) > 10.0, "{report:#?}");
+}
+
+/// Folders of small models, one for every switch; each with what `tests/goldens/README.md` says.
+fn switches() -> Vec<String> {
+    let parity = folder("parity");
+    let mut names: Vec<String> = std::fs::read_dir(&parity)
+        .expect("tests/goldens/parity")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.is_dir())
+        .map(|path| format!("parity/{}", path.file_name().expect("a name").to_string_lossy()))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn parity_every_switch_of_open_clips_towers_holds_on_any_number_of_workers() {
+    let names = switches();
+    assert!(names.len() >= 14, "{names:?}");
+    let mut measured = std::collections::BTreeSet::new();
+    for name in &names {
+        let mut lanes = usize::MAX;
+        for (workers, micro_rows) in RUNS {
+            // Two hundred steps are one case of many, not half of this test's time.
+            if workers > lanes || (name.ends_with("long") && workers != 1 && workers != 3) {
+                continue;
+            }
+            let report = check(
+                name,
+                Options {
+                    workers,
+                    micro_rows,
+                    ..Options::default()
+                },
+            );
+            assert!(
+                report.holds,
+                "{name}, {workers} workers, pieces of {micro_rows}: {report:#?}"
+            );
+            lanes = report.lanes;
+            measured.extend(report.measures.iter().map(|m| m.measure));
+        }
+    }
+    let all: std::collections::BTreeSet<What> = What::ALL.into_iter().collect();
+    assert_eq!(measured, all, "a measure that no golden reaches");
+}
+
+#[test]
+fn parity_statistics_joined_in_another_order_of_lanes_are_caught() {
+    let reversed = Options {
+        workers: 2,
+        turn: |turn, of| of - 1 - turn,
+        ..Options::default()
+    };
+    let report = check("parity/resnet-lanes", reversed);
+    assert!(!report.holds && report.ratio(What::Buffers) > 10.0, "{report:#?}");
+    let lanes = Options {
+        lanes: Some(4),
+        ..Options::default()
+    };
+    let report = check("parity/resnet-lanes", lanes);
+    assert!(
+        !report.holds && report.ratio(What::Features) > 10.0,
+        "other lanes, same statistics: {report:#?}"
+    );
+}
+
+#[test]
+fn parity_model_that_drops_patches_without_their_names_is_a_clear_error() {
+    let (from, dir) = (
+        folder("parity/patch-dropout"),
+        tempfile::tempdir().expect("a temporary folder"),
+    );
+    for entry in std::fs::read_dir(folder("parity/avg")).expect("the golden folder") {
+        let path = entry.expect("an entry").path();
+        std::fs::copy(&path, dir.path().join(path.file_name().expect("a name"))).expect("a copy");
+    }
+    for name in ["open_clip_config.json", "open_clip_model.safetensors"] {
+        std::fs::copy(from.join(name), dir.path().join(name)).expect("a copy");
+    }
+    let error = run(dir.path(), &Options::default()).expect_err("refused").to_string();
+    assert!(error.contains("drops patches") && error.contains("dump.py"), "{error}");
 }
 
 #[test]
 fn parity_more_workers_than_lanes_or_no_folder_is_a_clear_error() {
-    let error = run_with(
+    let error = run(
         &folder("vit-gelu"),
         &Options {
             workers: 3,
@@ -115,7 +205,7 @@ fn parity_more_workers_than_lanes_or_no_folder_is_a_clear_error() {
             .to_string()
             .contains("2 lanes for 3 workers")
     );
-    let error = run_with(&folder("no-such"), &Options::default())
+    let error = run(&folder("no-such"), &Options::default())
         .expect_err("refused")
         .to_string();
     assert!(error.contains("golden.json") && error.contains("dump.py"), "{error}");

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -48,35 +48,12 @@ impl<'a> Session<'a> {
 
     /// Builds `package` with `args` (`["--bin", NAME]`, `["--example", NAME]`) and tells where the executable lies.
     pub(crate) fn build(&self, package: &str, args: [&str; 2]) -> Result<PathBuf> {
-        let status = crate::cargo::cargo(self.paths)
-            .args(["build", "--quiet", "-p", package])
-            .args(args)
-            .status()
-            .context("cannot start cargo")?;
-        ensure!(status.success(), "building {package} {} failed", args.join(" "));
-        let folder = std::env::current_exe().context("cannot tell where xtask lies")?;
-        let name = match args {
-            ["--example", name] => format!("examples/{name}"),
-            [_, name] => name.to_owned(),
-        };
-        let path = folder.with_file_name(name);
-        ensure!(path.is_file(), "{} is missing after a build", path.display());
-        Ok(path)
+        crate::cargo::build(self.paths, package, args)
     }
 
     /// The Python of the peers' environment.
     pub(crate) fn peers_python(&self) -> Result<PathBuf> {
-        let venv = self.wish.peers.as_ref().context(
-            "this bench needs OpenCLIP: make its environment with `bash tests/peers/setup.sh DIR` and pass `--peers DIR` \
-             (or set PEERS_VENV)",
-        )?;
-        let python = venv.join("bin/python");
-        ensure!(
-            python.is_file(),
-            "{} is missing; make it with `bash tests/peers/setup.sh`",
-            python.display()
-        );
-        Ok(python)
+        crate::peers::python(self.wish.peers.as_deref())
     }
 
     /// A peer's script of `tests/peers`, ready for its arguments.
@@ -88,19 +65,7 @@ impl<'a> Session<'a> {
 
     /// Runs a program that prints one JSON object as its last line.
     pub(crate) fn json(&self, command: &mut Command) -> Result<Value> {
-        let output = command
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .with_context(|| format!("cannot start {command:?}"))?;
-        ensure!(output.status.success(), "{command:?} ended with {}", output.status);
-        let text = String::from_utf8_lossy(&output.stdout);
-        let last = text
-            .lines()
-            .rev()
-            .find(|line| !line.trim().is_empty())
-            .unwrap_or_default();
-        serde_json::from_str(last).with_context(|| format!("the last line of {command:?} is no JSON: {last}"))
+        crate::peers::json(command)
     }
 
     /// Rounds of ours and of the peer, the first alternating too: whoever goes second meets warmer caches.

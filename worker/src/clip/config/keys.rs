@@ -1,6 +1,7 @@
 //! Reading one JSON object key by key, so that what nobody read can be refused.
 
 use super::{ConfigError, Result};
+use argosy_common::config::nearest;
 use serde_json::{Map, Value};
 
 pub(super) fn object<'a>(key: &str, value: &'a Value) -> Result<&'a Map<String, Value>> {
@@ -119,7 +120,15 @@ impl<'a> Keys<'a> {
             match fixed.get(key) {
                 Some(only) if same(only, value) => {}
                 Some(only) => return Err(self.unsupported(key, &format!("Argosy builds only {only}"))),
-                None => return Err(self.unsupported(key, "no such key in OpenCLIP's native models")),
+                None => {
+                    let fixed = fixed.as_object().into_iter().flat_map(|map| map.keys());
+                    let known: Vec<&str> = self.read.iter().copied().chain(fixed.map(String::as_str)).collect();
+                    let why = match nearest(key, &known) {
+                        Some(name) => format!("no such key in OpenCLIP's native models; did you mean {name}?"),
+                        None => "no such key in OpenCLIP's native models".into(),
+                    };
+                    return Err(self.unsupported(key, &why));
+                }
             }
         }
         Ok(())
