@@ -16,6 +16,7 @@ pub(super) struct Bounds {
     pub(super) free_run_epsilons: f64,
     batch_norm_gradient_relative: f64,
     batch_norm_free_run_largest: f64,
+    batch_norm_free_run_epsilons: f64,
     pub(super) buffers: f64,
     pub(super) eval_features: f64,
     pub(super) long_run_loss: f64,
@@ -36,6 +37,7 @@ impl Bounds {
         if golden.has_batch_norm() {
             bounds.gradient_relative = bounds.batch_norm_gradient_relative;
             bounds.free_run_largest = bounds.batch_norm_free_run_largest;
+            bounds.free_run_epsilons = bounds.batch_norm_free_run_epsilons;
         }
         Ok(bounds)
     }
