@@ -140,6 +140,7 @@ enum AfterPersist {
     SendPlan,
     Name { upto: WorkerId },
     StartAttempt { attempt: u64 },
+    Collect { attempt: u64 },
     Commit { attempt: u64, key: String, name: StateName },
     End { outcome: Outcome },
 }
@@ -410,7 +411,11 @@ impl<R: Rules> Conductor<R> {
         if !R::is_current(plan.generation, report.generation) || plan.rank_of(worker).is_none() {
             return;
         }
-        self.seats.set_name(worker, report.name);
+        // One that comes a second time, behind the word of leaving, must not take the state back that was left with.
+        let held = self.seats.ready_at(worker).map(|(_, name)| name);
+        if held.is_none_or(|held| R::compare(report.name, held).is_gt()) {
+            self.seats.set_name(worker, report.name);
+        }
         self.losses_in_a_row = 0;
         self.fruitless = 0;
         self.moves.stepped(worker, &report);
@@ -500,6 +505,10 @@ impl<R: Rules> Conductor<R> {
             }
             Some(AfterPersist::Name { upto }) => self.named_upto = self.named_upto.max(upto),
             Some(AfterPersist::StartAttempt { attempt }) => self.start_attempt(attempt, turn),
+            Some(AfterPersist::Collect { attempt }) => turn.commands.push(Command::CollectGarbage {
+                attempts: vec![attempt],
+                keep_logs: false,
+            }),
             Some(AfterPersist::Commit { attempt, key, name }) => self.committed(attempt, key, name, turn),
             Some(AfterPersist::End { outcome }) => self.end(outcome, turn),
         }

@@ -28,6 +28,8 @@ pub(crate) struct Oracle {
     /// Which generation applied each step of the lineage, up to the last base.
     chain: Vec<Generation>,
     last: Generation,
+    /// The run went back since: names of the newest generation do not count any more, whoever turns up with them (G1).
+    went_back: bool,
 }
 
 impl Oracle {
@@ -45,7 +47,10 @@ impl Oracle {
         let at = (name.step as usize).checked_sub(1);
         let on_chain = at.is_some_and(|at| self.chain.get(at) == Some(&name.applied_gen));
         on_chain
-            || (name.applied_gen == self.last && self.last > Generation(0) && name.step as usize > self.chain.len())
+            || (name.applied_gen == self.last
+                && self.last > Generation(0)
+                && !self.went_back
+                && name.step as usize > self.chain.len())
     }
 
     pub(crate) fn recorded(&mut self, record: &Record) {
@@ -61,6 +66,7 @@ impl Oracle {
                 let owner = |rank: &u32| members.get(*rank as usize).copied().unwrap_or(WorkerId(0));
                 self.cut_at(*base);
                 self.last = *generation;
+                self.went_back = false;
                 let line = Line {
                     base: *base,
                     plan_hash: *plan_hash,
@@ -70,7 +76,10 @@ impl Oracle {
                 };
                 self.lines.insert(*generation, line);
             }
-            Record::Resumed { name, .. } => self.cut_at(*name),
+            Record::Resumed { name, .. } => {
+                self.cut_at(*name);
+                self.went_back = true;
+            }
             Record::Quarantined { entry } => self.ledger.push(entry.clone()),
             _ => {}
         }

@@ -255,12 +255,13 @@ impl<R: Rules> World<R> {
             let said = panic.downcast_ref::<String>().cloned();
             let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));
             let said = said.unwrap_or_else(|| "a panic without a word".to_owned());
-            let id = said
-                .split(' ')
-                .next()
-                .filter(|word| word.starts_with("INV"))
-                .unwrap_or("PANIC");
-            self.violate(&id.to_owned(), said);
+            let word = said.split(' ').next().unwrap_or_default();
+            let id = if word.starts_with("INV") {
+                word.to_owned()
+            } else {
+                "PANIC".to_owned()
+            };
+            self.violate(&id, said);
         }
         self.into_outcome(seed)
     }

@@ -266,10 +266,7 @@ impl<R: Rules> Conductor<R> {
             attempt,
             reason: reason.into(),
         };
-        self.persist(record, AfterPersist::Nothing, turn);
-        turn.commands.push(Command::CollectGarbage {
-            attempts: vec![attempt],
-            keep_logs: false,
-        });
+        // Nothing is deleted before: the number may be another reign's by now, and only the store knows (rules G6, K3).
+        self.persist(record, AfterPersist::Collect { attempt }, turn);
     }
 }
