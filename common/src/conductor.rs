@@ -372,6 +372,7 @@ impl<R: Rules> Conductor<R> {
                 self.moves.primed(worker, &lanes);
             }
             FromWorker::Primed { .. } => {}
+            FromWorker::Notice { message } => turn.announce(RunEvent::WorkerNotice { worker, message }),
             FromWorker::Draining { grace_ms } => self.drain(worker, grace_ms, turn),
             FromWorker::Aborted { report } => self.aborted(worker, report),
             FromWorker::LaneBlocked {

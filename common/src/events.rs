@@ -191,6 +191,11 @@ pub enum FromWorker {
         /// What is wrong.
         reason: String,
     },
+    /// It goes on, but in another way than it was told; people should hear of it.
+    Notice {
+        /// One sentence for people.
+        message: String,
+    },
     /// This worker cannot go on, and neither could another: the run ends with this exit code.
     Failed {
         /// See [`crate::exit::Exit`].

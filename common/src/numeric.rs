@@ -2,6 +2,7 @@
 //!
 //! Travels in the hello as words `key=value`, so that a refusal can name the word that differs.
 
+use crate::config::{Precision, TrainConfig};
 use std::fmt;
 
 /// Device, its architecture, libtorch's build, processor capability, threads inside one operation, precision.
@@ -14,6 +15,10 @@ pub struct NumericClass {
 pub const THREADS: &str = "threads";
 /// Precision of towers and gradients.
 pub const PRECISION: &str = "precision";
+/// Where the towers run: `cpu`, or the GPU's architecture and name.
+pub const DEVICE: &str = "device";
+/// In a hello: the GPU that the process could use.
+pub const GPU: &str = "gpu";
 
 impl NumericClass {
     /// A class of these words.
@@ -46,6 +51,25 @@ impl NumericClass {
             None => self.words.push((key.to_owned(), value)),
         }
         self
+    }
+
+    /// What a worker that said hello so will be of in a run with these settings: the GPU counts only where the towers run on it.
+    #[must_use]
+    pub fn in_run(mut self, train: &TrainConfig) -> Self {
+        let gpu = self.get(GPU).unwrap_or("none").to_owned();
+        self.words.retain(|(key, _)| key != GPU);
+        let device = if train.device.starts_with("cuda") {
+            gpu
+        } else {
+            "cpu".into()
+        };
+        let precision = match train.precision {
+            Precision::Fp32 => "fp32",
+            Precision::AmpBf16 => "amp_bf16",
+            Precision::Bf16 => "bf16",
+            Precision::PureBf16 => "pure_bf16",
+        };
+        self.told(DEVICE, device).told(PRECISION, precision.into())
     }
 
     fn get(&self, key: &str) -> Option<&str> {
@@ -83,6 +107,30 @@ mod tests {
             ("libtorch", "2.11.0 x".into()),
             (THREADS, threads.into()),
         ])
+    }
+
+    #[test]
+    fn numeric_class_in_a_run_has_its_precision_and_the_gpu_only_where_it_is_used() {
+        let hello = NumericClass::parse("capability=AVX2 gpu=sm_90_H100");
+        let train = |device: &str, precision| TrainConfig {
+            device: device.into(),
+            precision,
+            ..TrainConfig::default()
+        };
+        let class = |device: &str, precision| hello.clone().in_run(&train(device, precision)).to_string();
+        assert_eq!(
+            class("cpu", Precision::Fp32),
+            "capability=AVX2 device=cpu precision=fp32"
+        );
+        assert_eq!(
+            class("cuda:0", Precision::AmpBf16),
+            "capability=AVX2 device=sm_90_H100 precision=amp_bf16"
+        );
+        let none = NumericClass::parse("capability=AVX2 gpu=none").in_run(&train("cpu", Precision::Fp32));
+        assert_eq!(
+            none.difference(&hello.clone().in_run(&train("cpu", Precision::Fp32))),
+            None
+        );
     }
 
     #[test]

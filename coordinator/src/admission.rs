@@ -118,7 +118,7 @@ impl Door {
 
     /// The class that the worker will be of with what the welcome tells it.
     fn effective_class(&self, hello: &Hello) -> NumericClass {
-        let class = NumericClass::parse(&hello.numeric_class);
+        let class = NumericClass::parse(&hello.numeric_class).in_run(&self.welcome.job.train);
         match self.welcome.torch_threads {
             0 => class,
             threads => class.told(THREADS, threads.to_string()),

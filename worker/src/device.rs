@@ -17,6 +17,8 @@ pub struct Cuda {
     pub library: Option<PathBuf>,
     /// Devices that libtorch sees.
     pub devices: i64,
+    /// The first of them, in its driver's words.
+    pub gpu: String,
     /// What stands in the way of using them, in one sentence.
     pub missing: Option<String>,
 }
@@ -34,6 +36,7 @@ pub fn cuda() -> &'static Cuda {
             return Cuda {
                 library: None,
                 devices: 0,
+                gpu: gpu_word(),
                 missing: Some(missing),
             };
         };
@@ -55,9 +58,24 @@ pub fn cuda() -> &'static Cuda {
         Cuda {
             library: Some(library),
             devices,
+            gpu: gpu_word(),
             missing,
         }
     })
+}
+
+/// Architecture, name and driver of the first GPU in one word, where there is one that libtorch could use; else `none`. Neither
+/// loads libtorch's CUDA library nor takes memory of the GPU.
+#[must_use]
+pub fn gpu_word() -> String {
+    let gpu = find().and_then(|_| argosy_torch_ext::gpu(0).ok());
+    gpu.map_or_else(
+        || "none".to_owned(),
+        |gpu| {
+            let (major, minor) = gpu.capability;
+            format!("sm_{major}{minor} {} CUDA {}", gpu.name, gpu.driver)
+        },
+    )
 }
 
 /// The library in the folder that was named, or where libtorch itself was loaded from.

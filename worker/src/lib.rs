@@ -8,6 +8,7 @@ pub mod crash;
 pub mod device;
 pub mod engine;
 pub mod eval;
+pub mod gpu;
 pub mod hub;
 pub mod loss;
 pub mod model;

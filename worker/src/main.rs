@@ -11,10 +11,11 @@ use argosy_common::exit::Exit;
 use argosy_common::ids::WorkerId;
 use argosy_worker::agent::{self, JoinOptions};
 use argosy_worker::eval::{self, EvalArgs, SheetArgs};
+use argosy_worker::gpu::{self, CheckArgs};
 use argosy_worker::hub::embed::{self, EmbedArgs};
 use argosy_worker::hub::export::{self, ExportArgs};
 use argosy_worker::profile::{self, ProfileArgs};
-use argosy_worker::{crash, model, parity};
+use argosy_worker::{crash, device, model, parity};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -105,6 +106,15 @@ enum Command {
     Profile {
         #[command(flatten)]
         args: ProfileArgs,
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// What there is to compute with on GPUs, and what is missing, as JSON
+    Devices,
+    /// Compare steps on a GPU with the same steps on the CPU
+    CheckDevice {
+        #[command(flatten)]
+        args: CheckArgs,
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
@@ -241,6 +251,18 @@ fn carry_out(command: Command) -> Result<Exit, Failure> {
                 Output::Table => print_data(&profile.table())?,
             }
             Ok(Exit::Ok)
+        }
+        Command::Devices => {
+            print_json(device::cuda())?;
+            Ok(Exit::Ok)
+        }
+        Command::CheckDevice { args, output } => {
+            let report = gpu::run(&args, &|line| eprintln!("{line}"))?;
+            match output {
+                Output::Json => print_json(&report)?,
+                Output::Table => print_data(&report.table())?,
+            }
+            Ok(if report.holds { Exit::Ok } else { Exit::JobFailed })
         }
         Command::EvalZeroShot { args, output } => {
             let report = eval::run(&args)?;

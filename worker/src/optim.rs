@@ -42,21 +42,7 @@ impl DecayRule {
 /// owns it gets the same bits.
 #[must_use]
 pub fn block_squares(values: &[f32]) -> Vec<f64> {
-    let block = |block: &[f32]| {
-        // Eight running sums let the compiler use vectors; their order is fixed.
-        let mut sums = [0.0f64; 8];
-        let (whole, rest) = block.as_chunks::<8>();
-        for chunk in whole {
-            for (sum, v) in sums.iter_mut().zip(chunk) {
-                *sum += f64::from(*v) * f64::from(*v);
-            }
-        }
-        for (sum, v) in sums.iter_mut().zip(rest) {
-            *sum += f64::from(*v) * f64::from(*v);
-        }
-        sums.iter().sum()
-    };
-    values.chunks(BLOCK_ELEMENTS).map(block).collect()
+    argosy_torch_ext::block_squares(values, BLOCK_ELEMENTS)
 }
 
 /// Factor on the gradient so that its norm is at most `limit` (`torch.nn.utils.clip_grad_norm_`).

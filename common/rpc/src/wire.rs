@@ -503,6 +503,7 @@ pub fn encode_from_worker(message: FromWorker) -> proto::WorkerMessage {
         | FromWorker::Aborted { .. }
         | FromWorker::LaneBlocked { .. }
         | FromWorker::Rejoined { .. }) => failure::encode(other),
+        FromWorker::Notice { message } => FromBody::Notice(proto::Notice { message: cut(message) }),
         FromWorker::Failed { exit, message } => FromBody::Failed(proto::Failed {
             exit: u32::from(exit),
             message: cut(message),
@@ -563,6 +564,9 @@ pub fn decode_from_worker(message: proto::WorkerMessage) -> Checked<FromWorker> 
         FromBody::Aborted(m) => failure::decode_aborted(m)?,
         FromBody::LaneBlocked(m) => failure::decode_blocked(m)?,
         FromBody::Rejoined(m) => failure::decode_rejoined(m)?,
+        FromBody::Notice(m) => FromWorker::Notice {
+            message: text("notice.message", m.message)?,
+        },
         FromBody::Failed(m) => FromWorker::Failed {
             exit: u8::try_from(m.exit).map_err(|_| WireError::new("failed.exit", "an exit code below 256", m.exit))?,
             message: text("failed.message", m.message)?,

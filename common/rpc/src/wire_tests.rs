@@ -237,6 +237,7 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
             damaged,
             reason
         }),
+        ".{0,40}".prop_map(|message| FromWorker::Notice { message }),
         (any::<u8>(), ".{0,40}").prop_map(|(exit, message)| FromWorker::Failed { exit, message }),
         failure_words(),
     ]

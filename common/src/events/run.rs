@@ -123,6 +123,13 @@ pub enum RunEvent {
         /// First step that may need them there.
         from_step: u64,
     },
+    /// A worker goes on in another way than it was told.
+    WorkerNotice {
+        /// Who.
+        worker: WorkerId,
+        /// Its own sentence.
+        message: String,
+    },
     /// A worker was asked to leave (rule G13).
     WorkerDraining {
         /// Who.

@@ -86,8 +86,32 @@ fn checks() -> Vec<Check> {
             holds,
             detail,
         });
+        if holds {
+            checks.push(gpu(&path));
+        }
     }
     checks
+}
+
+/// Whether jobs may say `device = "cuda:N"` here. A machine without a GPU lacks nothing.
+fn gpu(worker: &Path) -> Check {
+    let told = worker::ask(worker, &["devices"]).ok();
+    let told: serde_json::Value = told
+        .and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default();
+    let devices = told["devices"].as_i64().unwrap_or(0);
+    let detail = match told["missing"].as_str() {
+        None if devices > 0 => format!("{devices}, the first {}", told["gpu"].as_str().unwrap_or("unknown")),
+        missing => format!(
+            "none, jobs run on the CPU: {}",
+            missing.unwrap_or("argosy-worker does not say why")
+        ),
+    };
+    Check {
+        name: "GPUs",
+        holds: true,
+        detail,
+    }
 }
 
 fn cache() -> Option<PathBuf> {

@@ -14,6 +14,7 @@ mod cargo;
 mod demo;
 mod demo_data;
 mod dist;
+mod gpu_page;
 mod parity;
 mod paths;
 mod peers;
@@ -69,6 +70,12 @@ const TASKS: &[Task] = &[
         usage: parity::USAGE,
         about: "compare training with OpenCLIP's numbers, switch by switch; writes ops/parity.md",
         run: parity::run,
+    },
+    Task {
+        name: "gpu-page",
+        usage: gpu_page::USAGE,
+        about: "write ops/reports/gpu.md from what tests/gpu/run.sh measured",
+        run: gpu_page::run,
     },
     Task {
         name: "test",

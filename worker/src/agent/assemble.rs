@@ -149,11 +149,10 @@ fn failpoint(worker: WorkerId, run_dir: &Path) -> Result<Failpoint, (Exit, Strin
     }
 }
 
-/// What this process would compute with if the coordinator told it nothing (rule N2).
+/// What this process could compute with; the coordinator adds what the run settles (rule N2).
 pub(super) fn numeric_class() -> NumericClass {
     let build = argosy_torch_ext::build();
     NumericClass::new([
-        ("device", "cpu".into()),
         ("arch", std::env::consts::ARCH.into()),
         ("capability", build.capability),
         (
@@ -161,6 +160,6 @@ pub(super) fn numeric_class() -> NumericClass {
             format!("{}-{:08x}", build.version, digest64(build.config.as_bytes()) as u32),
         ),
         (numeric::THREADS, tch::get_num_threads().to_string()),
-        (numeric::PRECISION, "fp32".into()),
+        (numeric::GPU, device::gpu_word()),
     ])
 }

@@ -185,7 +185,8 @@ pub(crate) fn attend(qkv: [&Tensor; 3], causal: bool, mask: Option<&Tensor>) -> 
         let above = Tensor::f_full([len, len], f64::NEG_INFINITY, (scores.kind(), q.device()))?.f_triu(1)?;
         scores = scores.f_add(&above)?;
     }
-    let weights = scores.f_softmax(-1, None::<Kind>)?;
+    // In single precision, as the fused kernels do it.
+    let weights = cast(&scores.f_softmax(-1, Kind::Float)?, v.kind())?;
     Ok((weights.f_matmul(v)?, Attended::Plain(weights)))
 }
 

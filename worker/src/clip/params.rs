@@ -118,7 +118,11 @@ impl Params {
     pub fn held(config: &ModelConfig, seed: u64, held: Held) -> Result<Self> {
         let specs = Specs::of(config);
         let (trained, total) = (specs.parameters(), specs.elements());
-        let (mut values, grads) = (FlatBuffer::zeros(total)?, FlatBuffer::zeros(total)?);
+        let device = held.device;
+        let (mut values, grads) = (
+            FlatBuffer::zeros_for(total, device)?,
+            FlatBuffer::zeros_for(total, device)?,
+        );
         let (mut table, mut index) = (Vec::new(), BTreeMap::new());
         let mut offset = 0;
         for (name, (shape, init)) in specs.trained.into_iter().chain(specs.buffers) {
@@ -225,13 +229,14 @@ impl Params {
         Ok(())
     }
 
-    /// Brings gradients that were made on a device into `grads`.
+    /// Brings gradients that were made on a device into `grads`; what lies behind the parameters there was made here.
     ///
     /// # Errors
     /// When libtorch refuses.
     pub fn fetch_grads(&mut self) -> Result<()> {
         if let Some(remote) = &self.remote_grads {
-            self.grads.tensor().shallow_clone().f_copy_(remote)?;
+            let own = |flat: &Tensor| flat.f_narrow(0, 0, self.trained as i64);
+            own(self.grads.tensor())?.f_copy_(&own(remote)?)?;
         }
         Ok(())
     }

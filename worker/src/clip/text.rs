@@ -272,3 +272,36 @@ impl TextTower {
 fn group_cost(width: i64) -> usize {
     (140_000 / (width * width).max(1)).clamp(1, 64) as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clip::to_vec;
+
+    #[test]
+    fn features_of_length_groups_are_those_of_all_77_positions() {
+        let text = r#"{"embed_dim": 64, "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+            "text_cfg": {"context_length": 77, "vocab_size": 512, "width": 128, "heads": 4, "layers": 4}}"#;
+        let (config, _) = ModelConfig::from_json(text).unwrap();
+        let params = Params::new(&config, 5).unwrap();
+        let mut tower = TextTower::new(&config, &params).unwrap();
+        let (mut tokens, mut lengths) = (Vec::new(), Vec::new());
+        for row in 0..48 {
+            let length = 3 + row * 37 % 75;
+            let mut ids: Vec<i32> = (0..length).map(|k| ((row * 31 + k * 17) % 500 + 1) as i32).collect();
+            (ids[0], ids[length - 1]) = (510, 511);
+            ids.resize(77, 0);
+            tokens.extend(ids);
+            lengths.push(length as u16);
+        }
+        assert_eq!(lengths.iter().max(), Some(&77));
+        assert!(by_length(&lengths, tower.group_cost).len() > 3);
+        let cut = to_vec(&tower.encode(&tokens, &lengths).unwrap()).unwrap();
+        // So dear that one group, of the longest, is cheapest.
+        tower.group_cost = 1 << 40;
+        assert_eq!(by_length(&lengths, tower.group_cost).len(), 1);
+        let whole = to_vec(&tower.encode(&tokens, &lengths).unwrap()).unwrap();
+        let worst = cut.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst <= 1e-6, "{worst}");
+    }
+}

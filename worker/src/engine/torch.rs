@@ -1,81 +1,26 @@
 //! The engine that trains: libtorch on one thread.
 
+mod options;
 mod passes;
+mod state;
 mod statistics;
+
+pub use options::TorchOptions;
 
 use super::{
     ApplyHyper, ApplyOut, Encoded, Engine, EngineError, GatheredLse, LossOut, OwnLse, Ready, Result, RowsIn,
-    STATE_CHUNK_BYTES, SparseTable, TensorSpec, expect_len, hash_state_bytes,
+    SparseTable, TensorSpec, expect_len,
 };
 use crate::clip::params::LOGIT_SCALE_MAX;
-use crate::clip::{Clip, Held, Images, Math, ModelConfig, Params, Preprocess, Rounded, to_vec};
-use crate::engine::state::{ReadGate, ReadLease, StateRead};
+use crate::clip::{Clip, Images, ModelConfig, Params, Preprocess, to_vec};
+use crate::engine::state::{ReadGate, StateRead};
 use crate::loss::{self, OwnRows};
-use crate::optim::{AdamW, DecayRule, LayerDecay, Treatment};
-use argosy_common::config::{Loss, Precision};
-use argosy_torch_ext::{FlatBuffer, FlatReader, pool_install};
+use crate::optim::{AdamW, Treatment};
+use argosy_common::config::Loss;
+use argosy_torch_ext::{FlatBuffer, exact_cuda, pool_install};
 use passes::{Inputs, Step, StepLoss, pieces_of};
 use std::collections::BTreeMap;
-use tch::{Device, Kind, Tensor};
-
-/// What a [`TorchEngine`] needs to know beyond the model.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TorchOptions {
-    /// Initial weights are a function of this and the configuration.
-    pub seed: u64,
-    /// Threads inside one operation, for the whole process; 0 leaves libtorch's choice.
-    pub threads: usize,
-    /// What decays.
-    pub decay: DecayRule,
-    /// How learning rates fall towards the inputs.
-    pub layer_decay: LayerDecay,
-    /// Edge of a tile of logits.
-    pub tile: usize,
-    /// In which numbers the towers compute.
-    pub precision: Precision,
-    pub loss: Loss,
-    /// Keeps the blocks' inputs alone for the way back and computes the rest again there.
-    pub grad_checkpointing: bool,
-    /// Keeps a moving average of the weights, as a fourth array of the state.
-    pub ema: bool,
-    /// Refuses to choose smaller micro-batches when memory is short, since they would change bits (rule N4).
-    pub fixed_shapes: bool,
-    pub device: Device,
-}
-
-impl Default for TorchOptions {
-    fn default() -> Self {
-        Self {
-            seed: 0,
-            threads: 1,
-            decay: DecayRule::Classic,
-            layer_decay: LayerDecay::default(),
-            tile: 1024,
-            precision: Precision::Fp32,
-            loss: Loss::Clip,
-            grad_checkpointing: false,
-            ema: false,
-            fixed_shapes: false,
-            device: Device::Cpu,
-        }
-    }
-}
-
-impl TorchOptions {
-    fn held(&self) -> Held {
-        let (gemm, stream, rounded) = match self.precision {
-            Precision::Fp32 => (Kind::Float, Kind::Float, Rounded::None),
-            Precision::AmpBf16 => (Kind::BFloat16, Kind::Float, Rounded::None),
-            Precision::Bf16 => (Kind::BFloat16, Kind::BFloat16, Rounded::Products),
-            Precision::PureBf16 => (Kind::BFloat16, Kind::BFloat16, Rounded::All),
-        };
-        Held {
-            math: Math { gemm, stream },
-            rounded,
-            device: self.device,
-        }
-    }
-}
+use tch::{Device, Tensor};
 
 /// CLIP on libtorch.
 #[derive(Debug)]
@@ -109,30 +54,6 @@ pub struct TorchEngine {
     rows_allowed: usize,
 }
 
-/// Reads the state's arrays where they lie.
-#[derive(Debug)]
-struct StateReader {
-    arrays: Vec<FlatReader>,
-    /// The count of updates.
-    applied: [u8; 8],
-    /// Last, so that the arrays are let go first.
-    _lease: ReadLease,
-}
-
-impl StateRead for StateReader {
-    fn read(&self, at: usize, out: &mut [u8]) {
-        let pieces = self.arrays.iter().map(FlatReader::as_bytes).chain([&self.applied[..]]);
-        let (mut start, end) = (0, at + out.len());
-        for piece in pieces {
-            let (from, to) = (at.max(start), end.min(start + piece.len()));
-            if from < to {
-                out[from - at..to - at].copy_from_slice(&piece[from - start..to - start]);
-            }
-            start += piece.len();
-        }
-    }
-}
-
 /// Sets libtorch's threads inside one operation, for the whole process; 0 leaves its own choice.
 pub fn set_threads(threads: usize) {
     if let Ok(threads @ 1..) = i32::try_from(threads) {
@@ -149,6 +70,9 @@ impl TorchEngine {
     pub fn new(config: &ModelConfig, preprocess: &Preprocess, options: TorchOptions) -> Result<Self> {
         set_threads(options.threads);
         pool_install();
+        if options.device != Device::Cpu {
+            exact_cuda(options.fixed_shapes);
+        }
         let params = Params::held(config, options.seed, options.held())?;
         let clip = Clip::new(config, preprocess, &params)?;
         let (images, texts) = (config.vision.blocks(), config.text.stack.layers);
@@ -258,12 +182,6 @@ impl TorchEngine {
     /// Name of the token table.
     fn table_name(&self) -> String {
         format!("{}token_embedding.weight", self.config.text_prefix())
-    }
-
-    /// Arrays of the state in order, `[P]` each.
-    fn arrays(&self) -> Vec<&FlatBuffer> {
-        let moments = [&self.params.values, &self.adam.exp_avg, &self.adam.exp_avg_sq];
-        moments.into_iter().chain(self.ema.as_ref()).collect()
     }
 
     /// The learned bias of the logits, where there is one.
@@ -476,20 +394,11 @@ impl Engine for TorchEngine {
     }
 
     fn export_state(&self, out: &mut Vec<u8>) {
-        out.clear();
-        out.reserve(self.state_len());
-        for buffer in self.arrays() {
-            out.extend_from_slice(buffer.as_bytes());
-        }
-        out.extend_from_slice(&self.adam.applied.to_le_bytes());
+        self.export_bytes(out);
     }
 
     fn state_reader(&self) -> Box<dyn StateRead> {
-        Box::new(StateReader {
-            arrays: self.arrays().into_iter().map(FlatBuffer::reader).collect(),
-            applied: self.adam.applied.to_le_bytes(),
-            _lease: self.gate.lease(),
-        })
+        Box::new(self.reader())
     }
 
     fn wait_for_readers(&self) {
@@ -497,63 +406,19 @@ impl Engine for TorchEngine {
     }
 
     fn import_state(&mut self, bytes: &[u8], expected_hash: Option<u64>) -> Result<()> {
-        // An engine that keeps no average, as evaluation has, leaves that of a state out.
-        let with_average = self.state_elements() * 16 + 8;
-        if self.ema.is_some() || bytes.len() != with_average {
-            expect_len("state bytes", self.state_len(), bytes.len())?;
-        }
-        if expected_hash.is_some_and(|h| h != hash_state_bytes(bytes)) {
-            return Err(EngineError::State(
-                "the state's hash differs from the one announced; fetch it again".into(),
-            ));
-        }
-        self.gate.wait();
-        self.step = None;
-        let (arrays, count) = bytes.split_at(bytes.len() - 8);
-        let moments = [
-            &mut self.params.values,
-            &mut self.adam.exp_avg,
-            &mut self.adam.exp_avg_sq,
-        ];
-        let buffers = moments.into_iter().chain(self.ema.as_mut());
-        for (buffer, bytes) in buffers.zip(arrays.chunks(4 * self.params.grads.len())) {
-            for (value, b) in buffer.as_mut_slice().iter_mut().zip(bytes.as_chunks().0) {
-                *value = f32::from_le_bytes(*b);
-            }
-        }
-        self.adam.applied = count.as_chunks().0.first().map_or(0, |b| u64::from_le_bytes(*b));
-        self.params.refresh()
+        self.import_bytes(bytes, expected_hash)
     }
 
     fn state_hash(&self) -> u64 {
-        let mut hash = xxhash_rust::xxh3::Xxh3::new();
-        for buffer in self.arrays() {
-            hash.update(buffer.as_bytes());
-        }
-        hash.update(&self.adam.applied.to_le_bytes());
-        hash.digest()
+        self.hash_bytes()
     }
 
     fn chunk_hashes(&self) -> Vec<u64> {
-        let arrays = self.arrays().into_iter().map(FlatBuffer::as_bytes);
-        let chunks = arrays.flat_map(|array| array.chunks(STATE_CHUNK_BYTES));
-        let count = self.adam.applied.to_le_bytes();
-        chunks.chain([&count[..]]).map(hash_state_bytes).collect()
+        self.hash_chunks()
     }
 
     fn set_params(&mut self, params: &[f32]) -> Result<()> {
-        expect_len("parameters", self.state_elements(), params.len())?;
-        self.gate.wait();
-        self.step = None;
-        self.params.values.as_mut_slice().copy_from_slice(params);
-        self.adam.exp_avg.as_mut_slice().fill(0.0);
-        self.adam.exp_avg_sq.as_mut_slice().fill(0.0);
-        self.adam.applied = 0;
-        self.params.round()?;
-        if let Some(ema) = &mut self.ema {
-            ema.as_mut_slice().copy_from_slice(self.params.values.as_slice());
-        }
-        self.params.refresh()
+        self.start_from(params)
     }
 
     fn encode_images_eval(&mut self, rows: usize, pixels: &[u8], micro_rows: usize) -> Result<Vec<f32>> {

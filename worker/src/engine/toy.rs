@@ -27,6 +27,7 @@ pub struct ToyEngine {
     grads: Vec<f32>,
     step: Option<ToyStep>,
     parked: BTreeMap<u32, ToyStep>,
+    notices: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -55,7 +56,15 @@ impl ToyEngine {
             grads: vec![0.0; elements],
             step: None,
             parked: BTreeMap::new(),
+            notices: Vec::new(),
         }
+    }
+
+    /// The same, with something to tell people.
+    #[must_use]
+    pub fn with_notice(mut self, sentence: &str) -> Self {
+        self.notices.push(sentence.to_owned());
+        self
     }
 
     fn check_rows(&self, rows: &RowsIn<'_>) -> Result<()> {
@@ -105,6 +114,10 @@ impl Engine for ToyEngine {
 
     fn context_length(&self) -> usize {
         self.context
+    }
+
+    fn take_notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notices)
     }
 
     fn logit_scale(&self) -> f64 {

@@ -15,7 +15,7 @@ const ROUNDS: usize = 5;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Machine {
     pub threads: u32,
-    /// fp32, 10^9 multiplications and additions a second.
+    /// 10^9 multiplications and additions a second, in the numbers of the job's matrix products.
     pub gemm_gflops: f64,
     /// 10^9 bytes a second, read and written.
     pub copy_gb_per_s: f64,
@@ -32,11 +32,12 @@ impl Machine {
     }
 }
 
-pub(super) fn measure(threads: u32) -> Result<Machine> {
+/// Peaks with matrix products of `kind`.
+pub(super) fn measure(threads: u32, kind: Kind) -> Result<Machine> {
     let _guard = tch::no_grad_guard();
     let mut gemm_gflops = 0.0f64;
     for edge in EDGES {
-        let a = Tensor::f_full([edge, edge], 0.5, (Kind::Float, Device::Cpu))?;
+        let a = Tensor::f_full([edge, edge], 0.5, (kind, Device::Cpu))?;
         let product = best(|| {
             let _ = a.f_mm(&a)?;
             Ok(())

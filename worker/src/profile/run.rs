@@ -4,7 +4,7 @@ use super::report::{Profile, Step};
 use super::{ProfileArgs, machine, trace};
 use crate::agent;
 use crate::trainer::{Aborts, Emit};
-use argosy_common::config::Job;
+use argosy_common::config::{Job, Precision};
 use argosy_common::exit::Exit;
 use argosy_common::follower::{Event, TrainerOrder};
 use argosy_common::ids::{Generation, StateName, Term, WorkerId};
@@ -15,6 +15,7 @@ use argosy_torch_ext::record::{Recording, Span, now_ns};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use tch::Kind;
 
 const RUN: &str = "profile";
 const WORKER: WorkerId = WorkerId(1);
@@ -32,7 +33,11 @@ pub fn run(args: &ProfileArgs, progress: &dyn Fn(&str)) -> Result<Profile, Failu
     let welcome = welcome(args)?;
     progress("measuring this machine's peaks");
     crate::engine::torch::set_threads(args.threads as usize);
-    let measure = || machine::measure(args.threads).map_err(|e| (Exit::JobFailed, e.to_string()));
+    let kind = match welcome.job.train.precision {
+        Precision::Fp32 => Kind::Float,
+        Precision::AmpBf16 | Precision::Bf16 | Precision::PureBf16 => Kind::BFloat16,
+    };
+    let measure = || machine::measure(args.threads, kind).map_err(|e| (Exit::JobFailed, e.to_string()));
     let before = measure()?;
     let (steps, spans) = train(args, &welcome, progress)?;
     let machine = before.or_better(measure()?);
@@ -47,6 +52,11 @@ fn welcome(args: &ProfileArgs) -> Result<Welcome, Failure> {
     let file = args.job.display().to_string();
     let text = std::fs::read_to_string(&args.job).map_err(|e| (Exit::NotFound, format!("job file {file}: {e}")))?;
     let job = Job::from_toml(&file, &text).map_err(|e| (Exit::BadConfig, e.to_string()))?;
+    if job.train.device.starts_with("cuda") {
+        // A GPU's operators run later than they are called, and it is calls that are recorded.
+        let why = "only steps on the CPU are taken apart: add --set train.device=cpu, or use NVIDIA's nsys";
+        return Err((Exit::BadConfig, format!("train.device = {:?}: {why}", job.train.device)));
+    }
     let index = Index::open(&args.index).map_err(|e| (e.exit(), e.to_string()))?;
     let utf8 = |path: &Path| {
         let text = path.to_str().map(str::to_owned);

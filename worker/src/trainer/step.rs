@@ -4,7 +4,7 @@ use super::gather::{Layout, Whole, pack_lse};
 use super::{BatchSource, Halt, Held, InGeneration, Trainer};
 use crate::engine::{ApplyHyper, ApplyOut, Encoded, Engine, RowsIn, all_finite};
 use argosy_common::config::BatchNorm;
-use argosy_common::events::StepReport;
+use argosy_common::events::{FromWorker, StepReport};
 use argosy_common::exit::Exit;
 use argosy_common::follower::Event;
 use argosy_common::ids::StateName;
@@ -111,6 +111,9 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         timer.lap("apply");
 
         self.record(inside, &batches, &whole, &outcome, next)?;
+        for message in self.engine.take_notices() {
+            self.emit(Event::Passed(FromWorker::Notice { message }));
+        }
         let loss = match outcome {
             Outcome::Update { loss } => Some(loss),
             Outcome::PassedOver(_) => None,
@@ -307,7 +310,8 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         if let Some(rank) = sentinel.not_finite.first() {
             return Err(Halt::Left(Some(format!("the gradient of rank {rank} is not finite"))));
         }
-        if matches!(outcome, Outcome::Update { .. }) && !all_finite(self.engine.grads_flat()?) {
+        // Alone, the sum is the own gradient, which was looked at.
+        if size > 1 && matches!(outcome, Outcome::Update { .. }) && !all_finite(self.engine.grads_flat()?) {
             return Err(failed(
                 "the sum of finite gradients is not finite; lower the learning rate".into(),
             ));

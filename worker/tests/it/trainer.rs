@@ -79,6 +79,22 @@ fn training_logs_and_reports_every_step_with_every_position() {
 }
 
 #[test]
+fn notice_of_an_engine_reaches_the_coordinator_once_before_the_step_that_it_is_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let make = || Ok(ToyEngine::new(2, 3, 10, 3).with_notice("micro-batches are halved"));
+    let mut worker = start_with(1, dir.path(), None, make);
+    let plan = plan(1, StateName::INITIAL, StateSource::Seed, &[&mut worker], |_| 0);
+    form_and_run(&plan, &mut [&mut worker]);
+    let told = worker.event();
+    let Event::Passed(FromWorker::Notice { message }) = &told else {
+        panic!("{told:?}")
+    };
+    assert_eq!(message, "micro-batches are halved");
+    worker.reach(2); // and hears of nothing but steps
+    worker.quit();
+}
+
+#[test]
 fn member_lost_in_mid_step_leaves_clean_survivors_that_go_on_to_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     let (mut a, mut b, mut c) = (start(1, dir.path()), start(2, dir.path()), start(3, dir.path()));

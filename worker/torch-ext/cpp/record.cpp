@@ -1,8 +1,10 @@
 // What libtorch computed when, for `argosy profile`: one span an operator, with the work its shapes imply.
 #include "record.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -20,6 +22,8 @@ at::CallbackHandle handle = 0;
 struct Started : at::ObserverContext {
   int64_t at = 0;
   double flops = 0, bytes = 0;
+  // Whose they are is asked, they are never looked into.
+  std::vector<const void *> inputs;
 };
 
 int64_t now() {
@@ -57,16 +61,45 @@ double flops_of(const char *name, c10::ArrayRef<const c10::IValue> in) {
   return 0.0;
 }
 
-double bytes_of(c10::ArrayRef<const c10::IValue> values) {
-  double bytes = 0;
+// Bytes that a tensor's values take in memory: what is only repeated (a stride of 0) counts once.
+double bytes_of(const at::Tensor &t) {
+  double values = 1;
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (t.stride(d) != 0 || t.size(d) == 0) values *= static_cast<double>(t.size(d));
+  }
+  return values * static_cast<double>(t.element_size());
+}
+
+template <typename F> void each_tensor(c10::ArrayRef<const c10::IValue> values, F &&body) {
   for (const auto &value : values) {
     if (value.isTensor() && value.toTensor().defined()) {
-      bytes += numel(value.toTensor()) * static_cast<double>(value.toTensor().element_size());
+      body(value.toTensor());
     } else if (value.isTensorList()) {
       for (const at::Tensor &t : value.toTensorList()) {
-        if (t.defined()) bytes += numel(t) * static_cast<double>(t.element_size());
+        if (t.defined()) body(t);
       }
     }
+  }
+}
+
+bool is(const char *name, std::initializer_list<const char *> names) {
+  for (const char *one : names) {
+    if (!std::strcmp(name, one)) return true;
+  }
+  return false;
+}
+
+// Bytes an operator reads; of tables of which it reads some rows, as many as rows come out, which is what `end` adds.
+double bytes_read(const char *name, c10::ArrayRef<const c10::IValue> in) {
+  double bytes = 0;
+  each_tensor(in, [&](const at::Tensor &t) { bytes += bytes_of(t); });
+  const bool has_self = !in.empty() && in[0].isTensor() && in[0].toTensor().defined();
+  if (!has_self) return bytes;
+  const double self = bytes_of(in[0].toTensor());
+  if (is(name, {"aten::copy_", "aten::fill_", "aten::zero_"})) return bytes - self; // written only
+  if (is(name, {"aten::index_select", "aten::embedding"})) return bytes - self;
+  if (is(name, {"aten::index_add_"}) && in.size() > 3 && in[3].isTensor()) {
+    return bytes - self + 2 * bytes_of(in[3].toTensor()); // the rows that are added to, read and written
   }
   return bytes;
 }
@@ -76,12 +109,27 @@ std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction &fn) {
   auto started = std::make_unique<Started>();
   try {
     started->flops = flops_of(fn.name(), fn.inputs());
-    started->bytes = bytes_of(fn.inputs());
+    started->bytes = bytes_read(fn.name(), fn.inputs());
+    each_tensor(fn.inputs(), [&](const at::Tensor &t) { started->inputs.push_back(t.unsafeGetTensorImpl()); });
   } catch (...) {
     // Inputs of an unexpected kind: the span's time still counts.
   }
   started->at = now();
   return started;
+}
+
+double bytes_written(const at::RecordFunction &fn, const Started &started) {
+  const char *name = fn.name();
+  const bool in_place = name[0] != '\0' && name[std::strlen(name) - 1] == '_';
+  double bytes = 0;
+  each_tensor(c10::ArrayRef<const c10::IValue>(fn.outputs().data(), fn.outputs().size()), [&](const at::Tensor &t) {
+    const bool was_input = std::find(started.inputs.begin(), started.inputs.end(), t.unsafeGetTensorImpl()) != started.inputs.end();
+    // Given as the place for the result, it was counted with the inputs already.
+    if (!was_input || in_place) bytes += bytes_of(t);
+  });
+  if (is(name, {"aten::index_select", "aten::embedding"})) return 2 * bytes; // rows of the table, and the result
+  if (is(name, {"aten::index_add_"})) return 0;
+  return bytes;
 }
 
 void end(const at::RecordFunction &fn, at::ObserverContext *context) {
@@ -97,8 +145,7 @@ void end(const at::RecordFunction &fn, at::ObserverContext *context) {
   span.thread = fn.threadId();
   span.backward = fn.scope() == at::RecordScope::BACKWARD_FUNCTION;
   try {
-    const auto &out = fn.outputs();
-    span.bytes += bytes_of(c10::ArrayRef<const c10::IValue>(out.data(), out.size()));
+    span.bytes += bytes_written(fn, *started);
   } catch (...) {
     // Outputs of an unexpected kind: the span's time still counts.
   }

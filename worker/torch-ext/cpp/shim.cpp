@@ -5,6 +5,7 @@
 #include <exception>
 #include <vector>
 
+#include <ATen/Context.h>
 #include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <dlfcn.h>
@@ -75,7 +76,11 @@ void argosy_ext_free(char *message) { std::free(message); }
 
 char *argosy_ext_build(int what, char **out) {
   return guarded([&] {
-    const std::string text = what == 0 ? TORCH_VERSION : what == 1 ? at::get_cpu_capability() : at::show_config();
+    // Not at::show_config: it asks about CUDA, and libtorch remembers that answer even if CUDA is loaded later.
+    const std::string text = what == 0   ? TORCH_VERSION
+                             : what == 1 ? at::get_cpu_capability()
+                                         : at::get_cxx_flags() + "; " + at::get_mkl_version() + "; " +
+                                               at::get_mkldnn_version() + "; " + at::get_openmp_version();
     *out = copy_message(text.c_str());
   });
 }
@@ -140,6 +145,47 @@ char *argosy_ext_load_cuda(const char *path) {
   if (dlopen(path, RTLD_NOW | RTLD_GLOBAL) != nullptr) return nullptr;
   const char *why = dlerror();
   return copy_message(why != nullptr ? why : "dlopen failed and did not say why");
+}
+
+void argosy_ext_exact_cuda(int deterministic) {
+  auto &context = at::globalContext();
+  // Convolutions round their inputs to TF32 unless told otherwise; matrix products do not.
+  context.setAllowTF32CuDNN(false);
+  context.setAllowTF32CuBLAS(false);
+  if (deterministic == 0) return;
+  // Read when cuBLAS is first used.
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
+  context.setDeterministicAlgorithms(true, /*warn_only=*/false);
+  context.setDeterministicFillUninitializedMemory(false);
+  context.setDeterministicCuDNN(true);
+  context.setBenchmarkCuDNN(false);
+}
+
+// The driver's own interface, so that nothing of libtorch is asked and no context is made.
+char *argosy_ext_gpu(int index, char **name, int *major, int *minor, int *driver) {
+  return guarded([&] {
+    void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    TORCH_CHECK(library != nullptr, "no NVIDIA driver is here");
+    const auto call = [&](const char *symbol, auto *type, auto... args) {
+      auto *function = reinterpret_cast<decltype(type)>(dlsym(library, symbol));
+      TORCH_CHECK(function != nullptr && function(args...) == 0, symbol, " failed");
+    };
+    using Init = int(unsigned);
+    using Get = int(int *, int);
+    using Name = int(char *, int, int);
+    using Attribute = int(int *, int, int);
+    using Version = int(int *);
+    constexpr int kMajor = 75, kMinor = 76; // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+    int device = 0;
+    char text[256] = {};
+    call("cuInit", static_cast<Init *>(nullptr), 0u);
+    call("cuDeviceGet", static_cast<Get *>(nullptr), &device, index);
+    call("cuDeviceGetName", static_cast<Name *>(nullptr), text, static_cast<int>(sizeof(text) - 1), device);
+    call("cuDeviceGetAttribute", static_cast<Attribute *>(nullptr), major, kMajor, device);
+    call("cuDeviceGetAttribute", static_cast<Attribute *>(nullptr), minor, kMinor, device);
+    call("cuDriverGetVersion", static_cast<Version *>(nullptr), driver);
+    *name = copy_message(text);
+  });
 }
 
 char *argosy_ext_f32_data(at::Tensor *tensor, float **data, size_t *len) {

@@ -42,10 +42,19 @@ unsafe extern "C" {
         bias: RawTensor,
         out: *mut RawTensor,
     ) -> *mut c_char;
+    fn argosy_ext_block_squares(values: *const f32, len: usize, block: usize, out: *mut f64);
     fn argosy_ext_pool_install();
     fn argosy_ext_pool_stats(live: *mut u64, peak: *mut u64, reset: i32);
     fn argosy_ext_pool_limit(bytes: u64);
     fn argosy_ext_load_cuda(path: *const c_char) -> *mut c_char;
+    fn argosy_ext_exact_cuda(deterministic: c_int);
+    fn argosy_ext_gpu(
+        index: c_int,
+        name: *mut *mut c_char,
+        major: *mut c_int,
+        minor: *mut c_int,
+        driver: *mut c_int,
+    ) -> *mut c_char;
     fn argosy_ext_f32_data(tensor: RawTensor, data: *mut *mut f32, len: *mut usize) -> *mut c_char;
 }
 
@@ -53,16 +62,9 @@ fn check(call: &'static str, message: *mut c_char) -> Result<()> {
     if message.is_null() {
         return Ok(());
     }
-    // SAFETY: a message that is not null is a zero-terminated string from malloc that the shim gave away; it is read
-    // before it is freed and not used afterwards.
-    let text = unsafe {
-        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
-        argosy_ext_free(message);
-        text
-    };
     Err(ExtError {
         call,
-        message: text.lines().next().unwrap_or_default().to_owned(),
+        message: taken(message).lines().next().unwrap_or_default().to_owned(),
     })
 }
 
@@ -71,16 +73,37 @@ pub(crate) fn build(what: c_int) -> Result<String> {
     let mut out = std::ptr::null_mut();
     // SAFETY: a place to write one pointer to.
     check("build", unsafe { argosy_ext_build(what, &raw mut out) })?;
-    if out.is_null() {
-        return Ok(String::new());
+    Ok(taken(out))
+}
+
+/// Text that the shim gave away; empty for null.
+fn taken(text: *mut c_char) -> String {
+    if text.is_null() {
+        return String::new();
     }
-    // SAFETY: without an error `out` is a zero-terminated string from malloc that is ours; it is read before it is freed.
-    let text = unsafe {
-        let text = CStr::from_ptr(out).to_string_lossy().into_owned();
-        argosy_ext_free(out);
-        text
-    };
-    Ok(text)
+    // SAFETY: a zero-terminated string from malloc that is ours; it is read before it is freed and not used afterwards.
+    unsafe {
+        let out = CStr::from_ptr(text).to_string_lossy().into_owned();
+        argosy_ext_free(text);
+        out
+    }
+}
+
+/// Name, compute capability and driver version of a GPU.
+pub(crate) fn gpu(index: c_int) -> Result<(String, [i32; 3])> {
+    let mut name = std::ptr::null_mut();
+    let mut numbers: [c_int; 3] = [0; 3];
+    let [major, minor, driver] = &mut numbers;
+    // SAFETY: places to write one pointer and three numbers to.
+    check("gpu", unsafe {
+        argosy_ext_gpu(index, &raw mut name, major, minor, driver)
+    })?;
+    Ok((taken(name), numbers))
+}
+
+pub(crate) fn exact_cuda(deterministic: bool) {
+    // SAFETY: a number; it sets switches of libtorch's.
+    unsafe { argosy_ext_exact_cuda(c_int::from(deterministic)) }
 }
 
 pub(crate) fn backward(outputs: &[RawTensor], upstream: &[RawTensor]) -> Result<()> {
@@ -142,6 +165,13 @@ pub(crate) fn layer_norm_backward(inputs: [RawTensor; 6]) -> Result<[Tensor; 3]>
 fn owned(raw: RawTensor) -> Tensor {
     // SAFETY: the shim hands out every such pointer once, and tch frees it as it frees its own.
     unsafe { Tensor::from_ptr(raw) }
+}
+
+pub(crate) fn block_squares(values: &[f32], block: usize) -> Vec<f64> {
+    let mut out = vec![0.0; values.len().div_ceil(block)];
+    // SAFETY: a slice with its length, and room for one sum for every begun block.
+    unsafe { argosy_ext_block_squares(values.as_ptr(), values.len(), block, out.as_mut_ptr()) };
+    out
 }
 
 pub(crate) fn pool_install() {

@@ -25,8 +25,20 @@ impl FlatBuffer {
     /// # Errors
     /// When libtorch cannot allocate.
     pub fn zeros(len: usize) -> Result<Self> {
+        Self::zeros_for(len, Device::Cpu)
+    }
+
+    /// `len` zeros, in memory that cannot be paged out where copies to and from `device` are the faster for it.
+    ///
+    /// # Errors
+    /// When libtorch cannot allocate.
+    pub fn zeros_for(len: usize, device: Device) -> Result<Self> {
         let elements = i64::try_from(len).map_err(|_| ext("zeros", "buffer too large"))?;
         let tensor = Tensor::f_zeros([elements], (Kind::Float, Device::Cpu)).map_err(|e| ext("zeros", e))?;
+        let tensor = match device {
+            Device::Cuda(_) => tensor.f_pin_memory(device).map_err(|e| ext("pin", e))?,
+            _ => tensor,
+        };
         let (data, got) = ffi::f32_data(tensor.as_ptr().cast_mut())?;
         if got != len {
             return Err(ext("zeros", format!("asked for {len} values, got {got}")));

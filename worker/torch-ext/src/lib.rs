@@ -30,8 +30,40 @@ pub struct Build {
     pub version: String,
     /// The processor's instruction set that its kernels use here (`ATEN_CPU_CAPABILITY` lowers it).
     pub capability: String,
-    /// Compiler, flags and libraries it was built with.
+    /// Flags and libraries it was built with.
     pub config: String,
+}
+
+/// A GPU as its driver describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    pub name: String,
+    /// Compute capability, `(9, 0)` for Hopper.
+    pub capability: (i32, i32),
+    /// Newest CUDA that the driver speaks, `13.0`.
+    pub driver: String,
+}
+
+/// GPU number `index`, without loading libtorch's CUDA library or taking memory of the GPU.
+///
+/// # Errors
+/// When there is no driver or no such GPU.
+pub fn gpu(index: usize) -> Result<Gpu> {
+    let index = i32::try_from(index).map_err(|e| ExtError {
+        call: "gpu",
+        message: e.to_string(),
+    })?;
+    let (name, [major, minor, driver]) = ffi::gpu(index)?;
+    Ok(Gpu {
+        name,
+        capability: (major, minor),
+        driver: format!("{}.{}", driver / 1000, driver % 1000 / 10),
+    })
+}
+
+/// Keeps single precision whole on CUDA, for the whole process; `deterministic` takes only kernels whose bits repeat.
+pub fn exact_cuda(deterministic: bool) {
+    ffi::exact_cuda(deterministic);
 }
 
 /// The libtorch in use.
@@ -109,6 +141,13 @@ pub fn fused_adamw(lists: &AdamWLists<'_>, hyper: &AdamWHyper) -> Result<()> {
         ],
         hyper,
     )
+}
+
+/// Sum of squares of every block of `block` values (the last may be short), in double precision. Each sum's bits depend on its
+/// values alone. Uses libtorch's threads.
+#[must_use]
+pub fn block_squares(values: &[f32], block: usize) -> Vec<f64> {
+    ffi::block_squares(values, block.max(1))
 }
 
 /// `x W^T + bias`, plus `add` where given (the residual path); on the CPU in one pass of oneDNN. No graph.
@@ -212,7 +251,7 @@ mod tests {
         let build = build();
         assert!(build.version.starts_with("2.11"), "{build:?}");
         assert!(
-            !build.capability.is_empty() && build.config.contains("C++"),
+            !build.capability.is_empty() && build.config.contains("OpenMP"),
             "{build:?}"
         );
     }
@@ -241,6 +280,26 @@ mod tests {
         assert_eq!(error.call, "backward");
         assert!(backward(&[&out], &[]).is_err());
         assert!(set_grad(&out, &leaf).is_err(), "not a leaf");
+    }
+
+    #[test]
+    fn block_squares_are_those_of_eight_running_sums_whatever_the_threads() {
+        let values: Vec<f32> = (0..5003u32)
+            .map(|k| (k.wrapping_mul(2_654_435_761) >> 8) as f32 * 1e-5)
+            .collect();
+        let plain = |block: &[f32]| {
+            let mut sums = [0.0f64; 8];
+            for (k, v) in block.iter().enumerate() {
+                sums[k % 8] += f64::from(*v) * f64::from(*v);
+            }
+            sums.iter().sum::<f64>()
+        };
+        let want: Vec<f64> = values.chunks(100).map(plain).collect();
+        for threads in [1, 3] {
+            tch::set_num_threads(threads);
+            assert_eq!(block_squares(&values, 100), want, "{threads} threads");
+        }
+        assert!(block_squares(&[], 7).is_empty());
     }
 
     #[test]

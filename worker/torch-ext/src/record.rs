@@ -124,5 +124,38 @@ mod tests {
         let span = found.unwrap_or_else(|| panic!("{spans:?}"));
         assert_eq!(span.bytes, 4.0 * (15.0 + 35.0 + 21.0));
         assert!(before <= span.start_ns && span.start_ns <= span.end_ns && span.end_ns <= after);
+        drop(recording);
+        bytes_are_those_that_move();
+    }
+
+    /// In the same test: a recording is the process's.
+    fn bytes_are_those_that_move() {
+        let recording = Recording::start();
+        let float = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
+        let (table, rows) = (float(&[1000, 7]), Tensor::from_slice(&[3i64, 5]));
+        let picked = table.f_index_select(0, &rows).unwrap();
+        let _ = table.shallow_clone().f_index_add_(0, &rows, &picked).unwrap();
+        let mut place = float(&[11, 13]);
+        place.f_copy_(&float(&[11, 13])).unwrap();
+        let (a, b) = (float(&[3, 5]), float(&[5, 9]));
+        let _ = a.f_mm_out(&float(&[3, 9]), &b).unwrap();
+        let _ = float(&[17, 1]).f_expand([17, 19], false).unwrap().f_exp().unwrap();
+        let _ = float(&[23]).f_add_(&float(&[23])).unwrap();
+        let spans = recording.spans();
+        for (name, bytes) in [
+            ("aten::index_select", 2 * 8 + 4 * (14 + 14)),
+            // Ids, what is added, and the rows added to: read and written.
+            ("aten::index_add_", 2 * 8 + 3 * 4 * 14),
+            ("aten::copy_", 4 * 2 * 143),
+            ("aten::mm", 4 * (15 + 45 + 27)),
+            ("aten::exp", 4 * (17 + 17 * 19)),
+            ("aten::add_", 4 * 3 * 23),
+        ] {
+            let of_name: Vec<f64> = spans.iter().filter(|s| s.name == name).map(|s| s.bytes).collect();
+            assert!(
+                of_name.contains(&f64::from(bytes)),
+                "{name}: {of_name:?} has no {bytes}"
+            );
+        }
     }
 }

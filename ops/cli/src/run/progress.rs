@@ -305,6 +305,7 @@ impl Progress {
                 )
             }
             RunEvent::LanesMoving { reason, lanes, .. } => format!("{lanes} lanes will move: {reason}"),
+            RunEvent::WorkerNotice { worker, message } => warn(&format!("{worker}: {message}")),
             RunEvent::WorkerDraining { worker, .. } => format!("{worker} is asked to leave and drains"),
             RunEvent::Blamed {
                 worker: Some(worker),

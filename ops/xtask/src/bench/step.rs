@@ -45,13 +45,13 @@ fn large(session: &mut Session<'_>, precision: &str) -> Result<()> {
     for load in [
         Load {
             batch: 16,
-            ours: 5,
-            peer: 4,
+            ours: 4,
+            peer: 3,
         },
         Load {
             batch: 64,
-            ours: 3,
-            peer: 2,
+            ours: 2,
+            peer: 1,
         },
     ] {
         let label = format!("ViT-B/32, {precision}, batch {}", load.batch);

@@ -1,4 +1,6 @@
 use super::*;
+use crate::engine::hash_state_bytes;
+use argosy_common::config::Precision;
 
 const HYPER: ApplyHyper = ApplyHyper {
     lr: 2e-3,
