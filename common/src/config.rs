@@ -65,11 +65,28 @@ pub struct ModelConfig {
     pub image_std: Option<[f64; 3]>,
     /// Forces QuickGELU, as `--force-quick-gelu`.
     pub force_quick_gelu: bool,
-    /// Start from the weights in this folder (`open_clip_model.safetensors` beside `open_clip_config.json`), as
-    /// `--pretrained`; its configuration is used when neither `name` nor `config` says another.
+    /// Start from the weights in this folder (`open_clip_model.safetensors` beside `open_clip_config.json`) or file
+    /// (safetensors, or what PyTorch saved), as `--pretrained`; a folder's configuration is used when neither `name` nor
+    /// `config` says another.
     pub pretrained: Option<String>,
-    /// Digest of those weights; written by `argosy run`, so that a run goes on with what it began with.
+    /// Digest of those weights, of the towers' and of the tokenizer's; written by `argosy run`, so that a run goes on with
+    /// what it began with.
     pub pretrained_digest: Option<String>,
+    /// open_clip's tag of those weights, where the file does not tell: what they were trained with is then checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pretrained_tag: Option<String>,
+    /// Takes the weights even where activation, normalisation or tokenizer are not those that they were trained with.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pretrained_mismatch: bool,
+    /// Weights of the image tower alone, loaded behind `pretrained`: a file of the tower or of a whole model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pretrained_image_path: Option<String>,
+    /// The same for the text tower.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pretrained_text_path: Option<String>,
+    /// A `tokenizer.json` that makes ids of captions, for a model whose configuration names a tokenizer of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
 }
 
 /// How many workers.

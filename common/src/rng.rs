@@ -22,6 +22,8 @@ pub enum Purpose {
     Jitter = 7,
     /// Which patches are dropped; keyed by (seed, lane, position).
     PatchDropout = 8,
+    /// Which tokens of a caption that is too long stay; keyed by (seed, lane, position).
+    TokenMask = 9,
 }
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

@@ -8,7 +8,7 @@
 use argosy_common::config::{DataConfig, Source};
 use argosy_common::shape::RunShape;
 use argosy_shard_loader::transform::normalize;
-use argosy_shard_loader::{BuildConfig, DataError, Loader, LoaderConfig, RetryPolicy, Store, index};
+use argosy_shard_loader::{BuildConfig, DataError, Loader, LoaderConfig, RetryPolicy, Store, Tokenizer, index};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = LoaderConfig {
         shape,
         image_size,
-        context_length: 77,
+        tokenizer: Arc::new(Tokenizer::new(77)),
         data,
         decode_threads,
         prefetch_steps: 4,

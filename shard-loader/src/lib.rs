@@ -35,6 +35,7 @@ mod thumbnail;
 
 pub use batch::LaneBatch;
 pub use cache::{CacheStats, DiskCache};
+pub use clean::Clean;
 pub use error::{BlockCause, DataError, LoaderError};
 pub use eval::{EvalConfig, EvalReader, EvalSample};
 pub use index::{BuildConfig, BuildReport, Filter, Index, Progress};

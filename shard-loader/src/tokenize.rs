@@ -1,12 +1,21 @@
-//! CLIP's byte pair encoding with OpenCLIP's cleaning and cutting.
+//! Captions to ids: CLIP's byte pair encoding, or a tokenizer that a file describes, with OpenCLIP's cleaning and cutting.
 //!
-//! Ids equal those of open_clip 3.3.0 on Python 3.11 (ftfy 6.3.1, Unicode 14); `tests/peers/captions.py` compares. Known
+//! Ids of CLIP's own equal those of open_clip 3.3.0 on Python 3.11 (ftfy 6.3.1, Unicode 14); `tests/peers/captions.py` compares. Known
 //! exceptions, with their causes:
 //! - letters and numbers that came with Unicode 17 or later: Python's regex module knows them as such, Rust's not yet;
 //! - a caption of more than a million characters, of which only the lines up to there are looked at, and a word of more than
-//!   16 KiB, which is cut there: both would let one caption take minutes.
+//!   16 KiB, which is cut there: both would let one caption take minutes;
+//! - of a caption of more than 4,096 bytes a mask draws among the ids of the first 4,096 words.
 
-use crate::clean::clean;
+mod file;
+mod mask;
+
+pub use file::{FileTokenizer, Special};
+pub use mask::{Choose, Mask, masked};
+
+use crate::clean::{Clean, clean};
+use argosy_common::hash::digest64;
+use argosy_common::rng::{Draws, Purpose};
 use instant_clip_tokenizer::Token;
 use regex::Regex;
 use std::sync::LazyLock;
@@ -15,6 +24,8 @@ use std::sync::LazyLock;
 pub const VOCABULARY: u32 = 49_408;
 /// Cleaned captions longer than this many bytes are first cut to the words that a row can hold.
 const ENCODED_BYTES_MAX: usize = 4_096;
+/// Words that a mask draws among.
+const MASKED_WORDS_MAX: usize = 4_096;
 /// Bytes of a word that are looked at; merging pairs takes time that grows with their square.
 const WORD_BYTES_MAX: usize = 16 << 10;
 /// Start of text.
@@ -38,8 +49,18 @@ const LONG_S_WORDS: [(&str, &[i32]); 2] = [
 
 /// Makes tokens of captions. Shared between threads; building one takes some 20 ms.
 pub struct Tokenizer {
-    pairs: instant_clip_tokenizer::Tokenizer,
+    kind: Kind,
     context_length: usize,
+}
+
+enum Kind {
+    /// CLIP's own.
+    Clip {
+        pairs: instant_clip_tokenizer::Tokenizer,
+        clean: Clean,
+        mask: Option<Mask>,
+    },
+    File(Box<FileTokenizer>),
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -51,12 +72,28 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// A tokenizer for rows of `context_length` tokens, at least 2 (start and end).
+    /// CLIP's own tokenizer for rows of `context_length` tokens, at least 2 (start and end).
     #[must_use]
     pub fn new(context_length: usize) -> Self {
+        Self::clip(context_length, Clean::Lower, None)
+    }
+
+    /// The same with another cleaning (its vocabulary has lower case only), and with a mask where captions are too long.
+    #[must_use]
+    pub fn clip(context_length: usize, clean: Clean, mask: Option<Mask>) -> Self {
+        let pairs = instant_clip_tokenizer::Tokenizer::new();
         Self {
-            pairs: instant_clip_tokenizer::Tokenizer::new(),
+            kind: Kind::Clip { pairs, clean, mask },
             context_length: context_length.max(2),
+        }
+    }
+
+    /// A tokenizer that was read from a file.
+    #[must_use]
+    pub fn of_file(file: FileTokenizer) -> Self {
+        Self {
+            context_length: file.context_length(),
+            kind: Kind::File(Box::new(file)),
         }
     }
 
@@ -66,16 +103,55 @@ impl Tokenizer {
         self.context_length
     }
 
-    /// Writes the row of `text` (start, tokens, end, zeros) into `out`, `[context_length]`; gives the number of tokens up to
-    /// and with the first end. A longer caption is cut and its last token becomes the end.
+    /// Ids that it makes: all are below.
+    #[must_use]
+    pub fn vocabulary(&self) -> u32 {
+        match &self.kind {
+            Kind::Clip { .. } => VOCABULARY,
+            Kind::File(file) => file.vocabulary(),
+        }
+    }
+
+    /// Writes the row of `text` (start, tokens, end, zeros, where it is CLIP's own) into `out`, `[context_length]`; gives the
+    /// number of tokens up to and with the first of the largest ids, which is CLIP's end; 0 where a file's tokenizer has no
+    /// ids for the text. A longer caption is cut and its last token becomes the end.
     ///
     /// `<start_of_text>` and `<end_of_text>` inside a caption become those tokens, as in OpenCLIP; what follows an end is in
     /// the row but not in the number, since OpenCLIP takes a text's feature at the first end.
+    ///
+    /// What a mask draws depends on the text alone; in training it is drawn by [`Tokenizer::row_drawn`].
     pub fn row(&self, text: &str, out: &mut [i32]) -> u16 {
+        self.row_drawn(
+            text,
+            || Draws::new(digest64(text.as_bytes()), Purpose::TokenMask, 0, 0),
+            out,
+        )
+    }
+
+    /// As [`Tokenizer::row`], with `draws` for what a mask draws.
+    pub fn row_drawn(&self, text: &str, draws: impl FnOnce() -> Draws, out: &mut [i32]) -> u16 {
         let context = self.context_length.min(out.len());
+        let Kind::Clip {
+            pairs,
+            clean: how,
+            mask,
+        } = &self.kind
+        else {
+            return self.file_row(text, out);
+        };
         let mut ids = Vec::with_capacity(2 * self.context_length);
         ids.push(START);
-        self.encode(&clean(text), &mut ids);
+        let words = if mask.is_some() {
+            MASKED_WORDS_MAX
+        } else {
+            self.context_length
+        };
+        encode(pairs, &clean(text, *how), words, &mut ids);
+        if let Some(mask) = mask.filter(|_| ids.len() > context.saturating_sub(1)) {
+            let kept = masked(&ids[1..], context.saturating_sub(2), mask, &mut draws());
+            ids.truncate(1);
+            ids.extend(kept);
+        }
         ids.push(END);
         if ids.len() > context {
             ids.truncate(context);
@@ -89,30 +165,41 @@ impl Tokenizer {
         ids.iter().position(|id| *id == END).map_or(ids.len(), |at| at + 1) as u16
     }
 
-    /// Ids of a clean text's words, as far as a row can need them.
-    fn encode(&self, text: &str, ids: &mut Vec<i32>) {
-        let short;
-        let needed = if text.len() > ENCODED_BYTES_MAX {
-            short = first_words(text, self.context_length);
-            &short
-        } else {
-            text
+    fn file_row(&self, text: &str, out: &mut [i32]) -> u16 {
+        let Kind::File(file) = &self.kind else { return 0 };
+        let Some(ids) = file.ids(text).filter(|ids| ids.len() == out.len()) else {
+            out.fill(0);
+            return 0;
         };
-        let mut tokens = Vec::with_capacity(64);
-        if !needed.contains(['ſ', '\u{345}']) {
-            self.pairs.encode(needed, &mut tokens);
-            ids.extend(tokens.iter().map(|token| i32::from(Token::to_u16(*token))));
-            return;
+        out.copy_from_slice(&ids);
+        let largest = ids.iter().copied().max().unwrap_or_default();
+        ids.iter().position(|id| *id == largest).map_or(0, |at| at + 1) as u16
+    }
+}
+
+/// Ids of a clean text's words; of a long text's first `words` ones.
+fn encode(pairs: &instant_clip_tokenizer::Tokenizer, text: &str, words: usize, ids: &mut Vec<i32>) {
+    let short;
+    let needed = if text.len() > ENCODED_BYTES_MAX {
+        short = first_words(text, words);
+        &short
+    } else {
+        text
+    };
+    let mut tokens = Vec::with_capacity(64);
+    if !needed.contains(['ſ', '\u{345}']) {
+        pairs.encode(needed, &mut tokens);
+        ids.extend(tokens.iter().map(|token| i32::from(Token::to_u16(*token))));
+        return;
+    }
+    for word in WORDS.find_iter(needed) {
+        if let Some((_, known)) = LONG_S_WORDS.iter().find(|(long, _)| *long == word.as_str()) {
+            ids.extend_from_slice(known);
+            continue;
         }
-        for word in WORDS.find_iter(needed) {
-            if let Some((_, known)) = LONG_S_WORDS.iter().find(|(long, _)| *long == word.as_str()) {
-                ids.extend_from_slice(known);
-                continue;
-            }
-            tokens.clear();
-            self.pairs.encode(word.as_str(), &mut tokens);
-            ids.extend(tokens.iter().map(|token| i32::from(Token::to_u16(*token))));
-        }
+        tokens.clear();
+        pairs.encode(word.as_str(), &mut tokens);
+        ids.extend(tokens.iter().map(|token| i32::from(Token::to_u16(*token))));
     }
 }
 

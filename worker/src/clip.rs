@@ -6,6 +6,7 @@ pub mod config;
 pub mod groups;
 pub mod head;
 pub mod init;
+pub mod locks;
 pub mod ops;
 pub mod params;
 pub mod resnet;

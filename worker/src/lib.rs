@@ -18,3 +18,4 @@ pub mod peer;
 pub mod profile;
 pub mod steplog_writer;
 pub mod trainer;
+pub mod weights;

@@ -14,6 +14,7 @@ use argosy_worker::eval::{self, EvalArgs, SheetArgs};
 use argosy_worker::gpu::{self, CheckArgs};
 use argosy_worker::hub::embed::{self, EmbedArgs};
 use argosy_worker::hub::export::{self, ExportArgs};
+use argosy_worker::hub::listing::{self, ListArgs};
 use argosy_worker::profile::{self, ProfileArgs};
 use argosy_worker::{crash, device, model, parity};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -129,6 +130,13 @@ enum Command {
     ContactSheet {
         #[command(flatten)]
         args: SheetArgs,
+    },
+    /// Models by name, with the weights published for them
+    Models {
+        #[command(flatten)]
+        args: ListArgs,
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
     },
     /// Images a second that a built-in model trains at on this machine, as JSON
     Measure {
@@ -275,6 +283,17 @@ fn carry_out(command: Command) -> Result<Exit, Failure> {
         }
         Command::ContactSheet { args } => {
             print_json(&eval::contact_sheet(&args)?)?;
+            Ok(Exit::Ok)
+        }
+        Command::Models { args, output } => {
+            let listing = listing::list(&args);
+            match output {
+                Output::Json => print_json(&listing)?,
+                Output::Table => print_data(&listing.table())?,
+            }
+            hint(
+                "next: fetch a file of these weights and give it to --pretrained with model.name; nothing is downloaded",
+            );
             Ok(Exit::Ok)
         }
         Command::Measure { model, threads } => {

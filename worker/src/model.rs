@@ -3,12 +3,13 @@
 use crate::checkpoint::parts_total;
 use crate::clip::specs::Specs;
 use crate::clip::{ConfigError, ModelConfig, Preprocess};
-use crate::hub;
+use crate::hub::{self, Start, TrainedWith};
 use argosy_common::config::{self, Job, Loss};
-use argosy_shard_loader::tokenize::VOCABULARY;
+use argosy_shard_loader::tokenize::{FileTokenizer, Mask, Special};
+use argosy_shard_loader::{Clean, Tokenizer};
 use serde::Serialize;
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Why a job's model cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -35,50 +36,153 @@ impl ModelError {
     }
 }
 
-/// Digest of the weights that the job starts from; `None` when it draws them from its seed.
+/// Digest of the files that the job starts from; `None` when it draws its weights from its seed.
 ///
 /// # Errors
 /// Names the file.
 pub fn pretrained_digest(model: &config::ModelConfig, base: &Path) -> Result<Option<String>, ModelError> {
-    let folder = model.pretrained.as_ref().map(|folder| base.join(folder));
-    let digest = folder.map(|folder| hub::weights_digest(&folder));
-    digest.transpose().map_err(ModelError::weights)
+    Start::of(model, base).digest().map_err(ModelError::weights)
 }
 
-/// Refuses a text tower that cannot take what the tokenizer makes. Not part of reading a configuration: the parity goldens
-/// have small vocabularies and bring ids of their own.
+/// Where a model's own tokenizer lies: where the job says, or beside its weights.
+#[must_use]
+pub fn tokenizer_file(model: &config::ModelConfig, base: &Path) -> Option<PathBuf> {
+    if let Some(file) = &model.tokenizer {
+        return Some(base.join(file));
+    }
+    let beside = base.join(model.pretrained.as_ref()?).join(hub::HUB_TOKENIZER);
+    beside.is_file().then_some(beside)
+}
+
+/// Makes ids of captions for a model: CLIP's own tokenizer, or the one in `file` where the configuration names another.
 ///
 /// # Errors
-/// Names the key that is too small.
-pub fn check_tokenizer(model: &ModelConfig) -> Result<(), ConfigError> {
+/// Names the key that cannot be had or does not fit. (Not part of reading a configuration: the parity goldens have small
+/// vocabularies and bring ids of their own.)
+pub fn tokenizer(model: &ModelConfig, file: Option<&Path>) -> Result<Tokenizer, ConfigError> {
+    let (text, spec) = (&model.text, &model.text.tokenizer);
+    let unsupported = |key: &str, value: &str, why: &str| ConfigError::Unsupported {
+        key: format!("text_cfg.{key}"),
+        value: value.into(),
+        why: why.into(),
+    };
     let too_small = |key: &str, least: i64, got: i64, why: &str| {
         let why = format!("at least {least} expected, got {got}: {why}");
         Err(ConfigError::Invalid { key: key.into(), why })
     };
-    let text = &model.text;
-    if let Some(tokenizer) = &text.tokenizer {
-        return Err(ConfigError::Unsupported {
-            key: "text_cfg".into(),
-            value: tokenizer.clone(),
-            why: "captions become ids by CLIP's own tokenizer only".into(),
-        });
-    }
-    if text.vocab_size < i64::from(VOCABULARY) {
-        let why = "captions become ids of CLIP's vocabulary";
-        return too_small("text_cfg.vocab_size", i64::from(VOCABULARY), text.vocab_size, why);
-    }
+    let clean = match spec.clean.as_deref() {
+        None => None,
+        Some("lower") => Some(Clean::Lower),
+        Some("whitespace") => Some(Clean::Whitespace),
+        Some("canonicalize") => Some(Clean::Canonicalize),
+        Some(other) => {
+            return Err(unsupported(
+                "tokenizer_kwargs.clean",
+                other,
+                "lower, whitespace or canonicalize",
+            ));
+        }
+    };
     if text.context_length < 2 {
         let why = "every caption has a start and an end";
         return too_small("text_cfg.context_length", 2, text.context_length, why);
     }
-    Ok(())
+    let context = text.context_length as usize;
+    let made = match &spec.name {
+        None => Tokenizer::clip(
+            context,
+            clip_clean(clean, &unsupported)?,
+            clip_mask(model, &unsupported)?,
+        ),
+        Some(name) => Tokenizer::of_file(from_file(model, name, file, clean, &unsupported)?),
+    };
+    let vocabulary = i64::from(made.vocabulary());
+    if text.vocab_size < vocabulary {
+        let why = match &spec.name {
+            None => "captions become ids of CLIP's vocabulary".into(),
+            Some(name) => format!("captions become ids of the vocabulary in the file that is given for {name}"),
+        };
+        return too_small("text_cfg.vocab_size", vocabulary, text.vocab_size, &why);
+    }
+    Ok(made)
 }
 
-/// The model of a job. Relative paths start at `base`.
+type Refuse<'a> = dyn Fn(&str, &str, &str) -> ConfigError + 'a;
+
+fn clip_clean(clean: Option<Clean>, refuse: &Refuse<'_>) -> Result<Clean, ConfigError> {
+    if clean == Some(Clean::Whitespace) {
+        let why = "Argosy's copy of CLIP's tokenizer has lower case only; choose lower or canonicalize";
+        return Err(refuse("tokenizer_kwargs.clean", "whitespace", why));
+    }
+    Ok(clean.unwrap_or_default())
+}
+
+fn clip_mask(model: &ModelConfig, refuse: &Refuse<'_>) -> Result<Option<Mask>, ConfigError> {
+    let spec = &model.text.tokenizer;
+    if spec.strip_sep_token || spec.mode.is_some() {
+        let why = "CLIP's own tokenizer has neither separators nor modes; give hf_tokenizer_name";
+        return Err(refuse("tokenizer_kwargs", &spec.to_string(), why));
+    }
+    let Some(name) = &spec.reduction_mask else {
+        return Ok(None);
+    };
+    let why = match name.as_str() {
+        "syntax" => {
+            "it wants nltk's tagger of parts of speech, which is downloaded Python; choose simple, random or shuffle"
+        }
+        _ => "choose simple, random or shuffle",
+    };
+    let mask = Mask::by_name(name);
+    mask.map(Some)
+        .ok_or_else(|| refuse("tokenizer_kwargs.reduction_mask", name, why))
+}
+
+fn from_file(
+    model: &ModelConfig,
+    name: &str,
+    file: Option<&Path>,
+    clean: Option<Clean>,
+    refuse: &Refuse<'_>,
+) -> Result<FileTokenizer, ConfigError> {
+    let spec = &model.text.tokenizer;
+    let Some(file) = file else {
+        let why = "nothing is downloaded: name its tokenizer.json by model.tokenizer (or --tokenizer), or put it beside the \
+                   weights";
+        return Err(refuse("hf_tokenizer_name", name, why));
+    };
+    if let Some(mask) = &spec.reduction_mask {
+        let why = "only CLIP's own tokenizer has reduction masks, in OpenCLIP too";
+        return Err(refuse("tokenizer_kwargs.reduction_mask", mask, why));
+    }
+    let special = match (spec.mode.as_deref(), spec.strip_sep_token) {
+        (None, false) => Special::Own,
+        (None, true) => Special::WithoutSeparators,
+        (Some("clips"), _) => Special::Clips,
+        (Some(mode), _) => return Err(refuse("tokenizer_mode", mode, "Argosy knows clips only")),
+    };
+    let context = model.text.context_length as usize;
+    let clean = clean.unwrap_or(Clean::Whitespace);
+    FileTokenizer::open(file, context, clean, special).map_err(|e| ConfigError::Invalid {
+        key: "model.tokenizer".into(),
+        why: e.to_string(),
+    })
+}
+
+/// The model of a job, whose text tower takes what the tokenizer makes. Relative paths start at `base`.
 ///
 /// # Errors
 /// Names the file, name or key that is wrong.
 pub fn resolve(model: &config::ModelConfig, base: &Path) -> Result<(ModelConfig, Preprocess), ModelError> {
+    let (built, preprocess) = resolve_towers(model, base)?;
+    tokenizer(&built, tokenizer_file(model, base).as_deref())?;
+    Ok((built, preprocess))
+}
+
+/// As [`resolve`], for who brings ids of captions.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_towers(model: &config::ModelConfig, base: &Path) -> Result<(ModelConfig, Preprocess), ModelError> {
     let (mut built, mut preprocess) = match &model.config {
         Some(file) => {
             let path = base.join(file);
@@ -101,13 +205,20 @@ pub fn resolve(model: &config::ModelConfig, base: &Path) -> Result<(ModelConfig,
             map.insert("quick_gelu".into(), true.into());
         }
     }
+    let trained = TrainedWith::of(model, base)?;
+    if let Some(trained) = &trained {
+        // As in OpenCLIP weights bring how their pictures are prepared.
+        preprocess = trained.preprocess;
+    }
     if let Some(mean) = model.image_mean {
         preprocess.mean = mean;
     }
     if let Some(std) = model.image_std {
         preprocess.std = std;
     }
-    check_tokenizer(&built)?;
+    if let Some(trained) = trained.filter(|_| !model.pretrained_mismatch) {
+        trained.check(&built, &preprocess)?;
+    }
     Ok((built, preprocess))
 }
 

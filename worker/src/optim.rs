@@ -113,15 +113,16 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// Moments of zero for `params`; `treat` says of every parameter what is done to it.
+    /// Moments of zero for `params`; `treat` says of every parameter what is done to it, or that nothing is.
     ///
     /// # Errors
     /// When memory cannot be had.
-    pub fn new(params: &Params, treat: impl Fn(&TensorSpec) -> Treatment) -> Result<Self> {
+    pub fn new(params: &Params, treat: impl Fn(&TensorSpec) -> Option<Treatment>) -> Result<Self> {
         let len = params.values.len();
         let (exp_avg, exp_avg_sq) = (FlatBuffer::zeros(len)?, FlatBuffer::zeros(len)?);
         let mut segments: Vec<Segments> = Vec::new();
         for (treatment, offset, len) in runs(params.trained(), treat) {
+            let Some(treatment) = treatment else { continue };
             let at = segments
                 .iter()
                 .position(|s| s.treatment == treatment)
@@ -193,9 +194,12 @@ fn update(lists: &[Vec<Tensor>; 4], count: &Tensor, treatment: Treatment, hyper:
     Ok(fused_adamw(&lists, &hyper)?)
 }
 
-/// Neighbouring tensors of one treatment joined: (treatment, offset, length).
-fn runs(table: &[TensorSpec], treat: impl Fn(&TensorSpec) -> Treatment) -> Vec<(Treatment, usize, usize)> {
-    let mut out: Vec<(Treatment, usize, usize)> = Vec::new();
+/// What is done to neighbouring tensors, where they begin, and how long they are together.
+type Run = (Option<Treatment>, usize, usize);
+
+/// Neighbouring tensors of one treatment joined.
+fn runs(table: &[TensorSpec], treat: impl Fn(&TensorSpec) -> Option<Treatment>) -> Vec<Run> {
+    let mut out: Vec<Run> = Vec::new();
     for spec in table {
         let treatment = treat(spec);
         match out.last_mut() {
@@ -221,10 +225,12 @@ mod tests {
         ema_decay: None,
     };
 
-    fn by_rule(rule: DecayRule) -> impl Fn(&TensorSpec) -> Treatment {
-        move |spec| Treatment {
-            decays: rule.decays(&spec.name, &spec.shape),
-            lr_factor: 1.0,
+    fn by_rule(rule: DecayRule) -> impl Fn(&TensorSpec) -> Option<Treatment> {
+        move |spec| {
+            Some(Treatment {
+                decays: rule.decays(&spec.name, &spec.shape),
+                lr_factor: 1.0,
+            })
         }
     }
 
@@ -293,9 +299,11 @@ mod tests {
             params.grads.as_mut_slice().fill(0.25);
             params
         };
-        let half = |spec: &TensorSpec| Treatment {
-            decays: true,
-            lr_factor: if spec.name.starts_with("visual.") { 0.5 } else { 1.0 },
+        let half = |spec: &TensorSpec| {
+            Some(Treatment {
+                decays: true,
+                lr_factor: if spec.name.starts_with("visual.") { 0.5 } else { 1.0 },
+            })
         };
         let (mut a, mut b) = (params(), params());
         AdamW::new(&a, half).unwrap().step(&mut a, &HYPER).unwrap();
@@ -303,9 +311,11 @@ mod tests {
             lr: HYPER.lr / 2.0,
             ..HYPER
         };
-        AdamW::new(&b, |_: &TensorSpec| Treatment {
-            decays: true,
-            lr_factor: 1.0,
+        AdamW::new(&b, |_: &TensorSpec| {
+            Some(Treatment {
+                decays: true,
+                lr_factor: 1.0,
+            })
         })
         .unwrap()
         .step(&mut b, &lower)

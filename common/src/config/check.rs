@@ -109,6 +109,7 @@ pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
             "1 to 100 letters, digits, `-`, `_` or `.`",
         );
     }
+    check_locks(file, job)?;
     if job.model.name.is_empty() && job.model.config.is_none() && job.model.pretrained.is_none() {
         return refuse(
             "model.name",
@@ -153,6 +154,52 @@ pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
             value,
             "500 to 600000 (heartbeats are a tenth of it)",
         );
+    }
+    Ok(())
+}
+
+/// What is said of a locked tower without locking it would do nothing, which nobody wants.
+fn check_locks(file: &str, job: &Job) -> Result<(), ConfigError> {
+    let t = &job.train;
+    let refuse = |key: &'static str, value: String, expected: &str| {
+        Err(ConfigError::Value {
+            file: file.into(),
+            key,
+            value,
+            expected: expected.into(),
+        })
+    };
+    let (groups, layers) = (t.lock_image_unlocked_groups, t.lock_text_unlocked_layers);
+    for (key, set, value, locked, with) in [
+        (
+            "train.lock_image_unlocked_groups",
+            groups > 0,
+            groups.to_string(),
+            t.lock_image,
+            "lock_image",
+        ),
+        (
+            "train.lock_image_freeze_bn_stats",
+            t.lock_image_freeze_bn_stats,
+            "true".into(),
+            t.lock_image,
+            "lock_image",
+        ),
+        (
+            "train.lock_text_unlocked_layers",
+            layers > 0,
+            layers.to_string(),
+            t.lock_text,
+            "lock_text",
+        ),
+    ] {
+        if set && !locked {
+            return refuse(key, value, &format!("train.{with} = true as well"));
+        }
+    }
+    if t.lock_text_freeze_layer_norm == Some(false) {
+        let expected = "true, or the key left out: norms of a locked text tower are locked like its other weights";
+        return refuse("train.lock_text_freeze_layer_norm", "false".into(), expected);
     }
     Ok(())
 }

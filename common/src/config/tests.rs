@@ -102,6 +102,16 @@ fn values_out_of_range_name_the_key_and_the_range() {
             "cache.folder",
         ),
         (
+            "global_batch = 64",
+            "global_batch = 64\nlock_image_unlocked_groups = 1",
+            "train.lock_image_unlocked_groups",
+        ),
+        (
+            "global_batch = 64",
+            "global_batch = 64\nlock_text = true\nlock_text_freeze_layer_norm = false",
+            "train.lock_text_freeze_layer_norm",
+        ),
+        (
             "[[data.sources]]",
             "[data]\nresized_side = 288\n[[data.sources]]",
             "data.resized_side",

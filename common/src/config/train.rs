@@ -46,6 +46,25 @@ pub struct TrainConfig {
     pub device: String,
     /// Where BatchNorm takes its statistics from: of every lane by itself, or of the whole batch as OpenCLIP on one device.
     pub batch_norm: BatchNorm,
+    /// Trains no part of the image tower, as `--lock-image`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lock_image: bool,
+    /// Of a locked image tower, groups of layers that are trained nevertheless, from the projection backwards; a
+    /// transformer only.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub lock_image_unlocked_groups: u32,
+    /// A locked image tower uses the running statistics of its BatchNorms, and leaves them as they are.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lock_image_freeze_bn_stats: bool,
+    /// Trains no part of the text tower, as `--lock-text`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lock_text: bool,
+    /// Of a locked text tower, groups of layers that are trained nevertheless, from the projection backwards.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub lock_text_unlocked_layers: u32,
+    /// Only `true` can be had: the norms of a locked text tower are locked like its other weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock_text_freeze_layer_norm: Option<bool>,
     /// Rows that go through the towers at once on one worker; all that a worker owns by default.
     pub micro_batch: Option<u32>,
     /// Threads of one worker's tensor operations; cores divided by workers on one machine by default, 1 in deterministic
@@ -141,9 +160,20 @@ impl Default for TrainConfig {
             device: "auto".into(),
             batch_norm: BatchNorm::Lane,
             micro_batch: None,
+            lock_image: false,
+            lock_image_unlocked_groups: 0,
+            lock_image_freeze_bn_stats: false,
+            lock_text: false,
+            lock_text_unlocked_layers: 0,
+            lock_text_freeze_layer_norm: None,
             threads: None,
             deterministic: false,
             state_hash_steps: 100,
         }
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

@@ -32,6 +32,11 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "force_quick_gelu",
             "pretrained",
             "pretrained_digest",
+            "pretrained_tag",
+            "pretrained_mismatch",
+            "pretrained_image_path",
+            "pretrained_text_path",
+            "tokenizer",
         ],
     ),
     (
@@ -83,6 +88,12 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "grad_checkpointing",
             "device",
             "batch_norm",
+            "lock_image",
+            "lock_image_unlocked_groups",
+            "lock_image_freeze_bn_stats",
+            "lock_text",
+            "lock_text_unlocked_layers",
+            "lock_text_freeze_layer_norm",
             "micro_batch",
             "threads",
             "deterministic",
@@ -210,13 +221,32 @@ pub(super) fn keys_of_structs() -> Vec<(&'static str, Vec<String>)> {
         classes: String::new(),
         templates: String::new(),
     };
+    // Keys that are left out at their default are set.
+    let word = || Some(String::new());
+    let model = ModelConfig {
+        pretrained_tag: word(),
+        pretrained_mismatch: true,
+        pretrained_image_path: word(),
+        pretrained_text_path: word(),
+        tokenizer: word(),
+        ..ModelConfig::default()
+    };
+    let train = TrainConfig {
+        lock_image: true,
+        lock_image_unlocked_groups: 1,
+        lock_image_freeze_bn_stats: true,
+        lock_text: true,
+        lock_text_unlocked_layers: 1,
+        lock_text_freeze_layer_norm: Some(true),
+        ..TrainConfig::default()
+    };
     vec![
-        ("model", keys(&ModelConfig::default())),
+        ("model", keys(&model)),
         ("data", keys(&data)),
         ("data.sources", keys(&source)),
         ("data.filter", keys(&FilterConfig::default())),
         ("data.aug_cfg", keys(&AugmentationConfig::default())),
-        ("train", keys(&TrainConfig::default())),
+        ("train", keys(&train)),
         ("workers", keys(&WorkersConfig::default())),
         ("checkpoint", keys(&CheckpointConfig::default())),
         ("cache", keys(&CacheConfig::default())),

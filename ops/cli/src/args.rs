@@ -32,8 +32,9 @@ pub(crate) enum Command {
     Checkpoints(CheckpointsArgs),
     /// Write a checkpoint in OpenCLIP's hub layout: CHECKPOINT -o DIR
     ///
-    /// CHECKPOINT is a run folder, a manifest.json by path or URL, or a folder in that layout. Options: --weights trained|ema,
-    /// --results FILE (lines of JSON for the model card), --format table|json.
+    /// CHECKPOINT is a run folder, a manifest.json by path or URL, a folder in that layout, or a bare weight file (safetensors,
+    /// or what PyTorch saved) with --model NAME|FILE. Options: --weights trained|ema, --results FILE (lines of JSON for the
+    /// model card), --format table|json, --force-quick-gelu, --pretrained-tag TAG, --pretrained-mismatch, --tokenizer FILE.
     Export {
         /// Passed on to `argosy-worker export`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
@@ -47,6 +48,15 @@ pub(crate) enum Command {
     Embed {
         /// Passed on to `argosy-worker embed`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        args: Vec<std::ffi::OsString>,
+    },
+    /// Models by name, with activation, normalisation, tokenizer and accuracy of the weights published for them
+    ///
+    /// PART... keeps those whose names or tags hold all parts. Options: --all (those not built as well, with the reason),
+    /// -o table|json.
+    Models {
+        /// Passed on to `argosy-worker models`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<std::ffi::OsString>,
     },
     /// Compare numbers with OpenCLIP's, from a folder made by tests/peers/dump.py
@@ -128,8 +138,8 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) resume: bool,
     /// Start from the weights in this folder (open_clip_config.json and open_clip_model.safetensors), as `argosy export`
-    /// and model hubs lay them out
-    #[arg(long, value_name = "DIR")]
+    /// and model hubs lay them out, or from this weight file (safetensors, or what PyTorch saved)
+    #[arg(long, value_name = "PATH")]
     pub(crate) pretrained: Option<PathBuf>,
     /// Set a key of the job, as in `--set train.epochs=3`
     #[arg(long = "set", value_name = "KEY=VALUE")]

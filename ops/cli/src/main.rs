@@ -64,6 +64,7 @@ fn dispatch(command: Command) -> Outcome<Exit> {
         Command::Checkpoints(args) => checkpoints::run(&args),
         Command::Export { args } => worker::pass_on("export", &args),
         Command::Embed { args } => worker::pass_on("embed", &args),
+        Command::Models { args } => worker::pass_on("models", &args),
         Command::Parity(args) => worker::parity(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Audit(args) => audit::run(&args),

@@ -1,6 +1,6 @@
-//! Captions before they become tokens: OpenCLIP's `lower` cleaning.
+//! Captions before they become tokens, in OpenCLIP's three ways.
 //!
-//! `ftfy.fix_text` (6.3.1), HTML entities twice, white space collapsed, lower case.
+//! `ftfy.fix_text` (6.3.1), HTML entities twice, white space collapsed; then lower case, or nothing, or SigLIP's canonical form.
 
 mod mojibake;
 mod tables;
@@ -20,9 +20,21 @@ const LINE_CHARS_MAX: usize = 1_000_000;
 /// Rounds after which a text that never comes to rest is left as it is.
 const ROUNDS_MAX: usize = 32;
 
-/// Cleans a caption as OpenCLIP's tokenizer does by default, up to the line in which its millionth character stands: a row
-/// holds far fewer, and nobody's caption may take minutes.
-pub(crate) fn clean(text: &str) -> String {
+/// How a caption is cleaned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Clean {
+    /// White space collapsed, lower case.
+    #[default]
+    Lower,
+    /// White space collapsed.
+    Whitespace,
+    /// Underscores are spaces, ASCII punctuation is dropped, lower case, white space collapsed.
+    Canonicalize,
+}
+
+/// Cleans a caption as OpenCLIP's tokenizers do, up to the line in which its millionth character stands: a row holds far
+/// fewer, and nobody's caption may take minutes.
+pub(crate) fn clean(text: &str, how: Clean) -> String {
     let text = head(text);
     let fixed = if needs_fixing(text) {
         Cow::Owned(fix_text(text))
@@ -31,18 +43,35 @@ pub(crate) fn clean(text: &str) -> String {
     };
     let once = unescape(&fixed);
     let plain = unescape(&once);
-    let mut out = String::with_capacity(plain.len());
-    for word in plain.split(is_space).filter(|w| !w.is_empty()) {
+    match how {
+        Clean::Lower => lower(collapse(&plain)),
+        Clean::Whitespace => collapse(&plain),
+        Clean::Canonicalize => {
+            let kept = plain.chars().filter(|c| *c == '_' || !c.is_ascii_punctuation());
+            let spaced: String = kept.map(|c| if c == '_' { ' ' } else { c }).collect();
+            collapse(&lower(spaced))
+        }
+    }
+}
+
+/// Words with single spaces between them.
+fn collapse(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for word in text.split(is_space).filter(|w| !w.is_empty()) {
         if !out.is_empty() {
             out.push(' ');
         }
         out.push_str(word);
     }
-    if out.is_ascii() {
-        out.make_ascii_lowercase();
-        return out;
+    out
+}
+
+fn lower(mut text: String) -> String {
+    if text.is_ascii() {
+        text.make_ascii_lowercase();
+        return text;
     }
-    known_parts(&out, &|part| part.to_lowercase())
+    known_parts(&text, &|part| part.to_lowercase())
 }
 
 /// Changes what lies between characters that came after Unicode 14, which Python 3.11 takes for unassigned.

@@ -17,6 +17,7 @@ use crate::cache::DiskCache;
 use crate::error::{DataError, LoaderError};
 use crate::index::Index;
 use crate::store::{RetryPolicy, Store};
+use crate::tokenize::Tokenizer;
 use argosy_common::config::DataConfig;
 use argosy_common::shape::RunShape;
 use fetch::{Fetcher, RawLane};
@@ -36,8 +37,8 @@ pub struct LoaderConfig {
     pub shape: RunShape,
     /// Side `S` of a picture.
     pub image_size: u32,
-    /// Tokens `C` of a caption.
-    pub context_length: u32,
+    /// Makes the `C` tokens of a caption.
+    pub tokenizer: Arc<Tokenizer>,
     /// Limits and augmentation.
     pub data: DataConfig,
     /// Threads that decode.

@@ -45,7 +45,7 @@ pub(super) struct Preparer {
     store: Store,
     cache: RowCache,
     pool: rayon::ThreadPool,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     keys: Keys,
     data: DataConfig,
     seed: u64,
@@ -74,7 +74,7 @@ impl Preparer {
             store,
             cache,
             pool,
-            tokenizer: Tokenizer::new(config.context_length as usize),
+            tokenizer: Arc::clone(&config.tokenizer),
             keys,
             data: config.data.clone(),
             seed: config.shape.seed,
@@ -201,9 +201,15 @@ impl Preparer {
         let started = Instant::now();
         let mut draws = Draws::new(key.seed, Purpose::Caption, key.lane, key.position);
         let caption = sample::choose(captions, &self.data, &mut draws).ok_or(MaskReason::Caption)?;
-        let length = self.tokenizer.row(caption, tokens);
+        let mask = || Draws::new(key.seed, Purpose::TokenMask, key.lane, key.position);
+        let length = self.tokenizer.row_drawn(caption, mask, tokens);
         self.counters.spent(Stage::Tokenize, started.elapsed());
-        Ok(length)
+        // (A tokenizer from a file may have no id for what it does not know.)
+        if length == 0 {
+            Err(MaskReason::Caption)
+        } else {
+            Ok(length)
+        }
     }
 
     /// One row from its bytes, which begin at byte `at.1` of the shard of sample `at.0`.

@@ -16,3 +16,4 @@ mod memory;
 mod photographs;
 mod stores;
 mod support;
+mod tokenizers;

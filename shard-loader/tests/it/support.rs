@@ -4,8 +4,9 @@ use argosy_common::config::{DataConfig, Job, Source};
 use argosy_common::shape::{RunShape, SourceShape};
 use argosy_shard_loader::index::{self, BuildConfig, BuildReport, Index};
 use argosy_shard_loader::loader::LoaderConfig;
-use argosy_shard_loader::{RetryPolicy, Store};
+use argosy_shard_loader::{RetryPolicy, Store, Tokenizer};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The folder of the goldens.
 pub(crate) fn goldens() -> std::path::PathBuf {
@@ -90,7 +91,7 @@ pub(crate) fn loader_config(sources: Vec<SourceShape>, batch: u32, lanes: u32, p
     LoaderConfig {
         shape,
         image_size: 16,
-        context_length: 12,
+        tokenizer: Arc::new(Tokenizer::new(12)),
         data,
         decode_threads: 2,
         prefetch_steps: 2,

@@ -3,8 +3,9 @@
 use crate::checkpoint::PartStore;
 use crate::clip::ModelConfig;
 use crate::clip::config::VisionKind;
+use crate::clip::locks::Locks;
 use crate::engine::{TorchEngine, TorchOptions};
-use crate::hub;
+use crate::hub::Start;
 use crate::optim::{DecayRule, LayerDecay};
 use crate::trainer::failpoint::FAILPOINT_VARIABLE;
 use crate::trainer::{Aborts, Emit, Failpoint, Setup, Trainer};
@@ -47,11 +48,16 @@ pub(crate) fn trainer(
         window_factor: welcome.window_factor,
         total_positions: welcome.total_positions,
     };
-    check_batch_norm(&model, job.train.batch_norm, shape.lane_rows()).map_err(|message| (Exit::BadConfig, message))?;
+    let locks = Locks::of(&job.train);
+    locks.frozen(&model).map_err(|e| (Exit::BadConfig, e.to_string()))?;
+    let by_lane = job.train.batch_norm == config::BatchNorm::Lane && !locks.freeze_bn_stats;
+    check_batch_norm(&model, by_lane, shape.lane_rows()).map_err(|message| (Exit::BadConfig, message))?;
+    let file = model::tokenizer_file(&job.model, Path::new(&welcome.job_dir));
+    let tokenizer = model::tokenizer(&model, file.as_deref()).map_err(|e| (Exit::BadConfig, e.to_string()))?;
     let loader_config = LoaderConfig {
         shape: shape.clone(),
         image_size: model.vision.image_size as u32,
-        context_length: model.text.context_length as u32,
+        tokenizer: Arc::new(tokenizer),
         data: job.data.clone(),
         decode_threads: welcome.decode_threads.max(1) as usize,
         prefetch_steps: PREFETCH_STEPS,
@@ -65,10 +71,8 @@ pub(crate) fn trainer(
     );
     let threads = welcome.torch_threads as usize;
     let options = torch_options(job, threads).map_err(|message| (Exit::BadConfig, message))?;
-    let pretrained = job.model.pretrained.as_ref().map(|folder| {
-        let folder = Path::new(&welcome.job_dir).join(folder);
-        (folder, job.model.pretrained_digest.clone())
-    });
+    let start = Start::of(&job.model, Path::new(&welcome.job_dir));
+    let digest = job.model.pretrained_digest.clone();
     let setup = Setup {
         run: welcome.run.clone(),
         worker,
@@ -79,9 +83,7 @@ pub(crate) fn trainer(
         shape,
         make_engine: Box::new(move || {
             let mut engine = TorchEngine::new(&model, &preprocess, options)?;
-            if let Some((folder, digest)) = &pretrained {
-                hub::load_weights(&mut engine, folder, digest.as_deref())?;
-            }
+            start.load(&mut engine, digest.as_deref())?;
             Ok(engine)
         }),
         aborts,
@@ -102,8 +104,8 @@ fn cache(welcome: &Welcome) -> Result<Option<DiskCache>, DataError> {
 }
 
 /// Refuses lanes whose statistics would be of too few rows (rule BN1).
-fn check_batch_norm(model: &ModelConfig, mode: config::BatchNorm, lane_rows: u32) -> Result<(), String> {
-    if matches!(model.vision.kind, VisionKind::ResNet(_)) && mode == config::BatchNorm::Lane && lane_rows < 8 {
+fn check_batch_norm(model: &ModelConfig, by_lane: bool, lane_rows: u32) -> Result<(), String> {
+    if matches!(model.vision.kind, VisionKind::ResNet(_)) && by_lane && lane_rows < 8 {
         return Err(format!(
             "train.lanes leaves {lane_rows} rows to a lane, and BatchNorm takes its statistics from at least 8: choose fewer \
              lanes, or train.batch_norm = \"batch\" with one worker"
@@ -126,6 +128,7 @@ fn torch_options(job: &config::Job, threads: usize) -> Result<TorchOptions, Stri
             image: train.image_layer_decay,
             text: train.text_layer_decay,
         },
+        locks: Locks::of(train),
         precision: train.precision,
         loss: train.loss,
         grad_checkpointing: train.grad_checkpointing,

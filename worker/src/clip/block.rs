@@ -354,9 +354,13 @@ struct View<'a> {
 
 /// All blocks of a tower; the last one for the pooled tokens alone, unless the layout wants all.
 #[derive(Debug)]
-pub struct Blocks(Vec<Block>);
+pub struct Blocks {
+    all: Vec<Block>,
+    /// Blocks before this one are not trained: nothing is kept of them, and no gradient goes through them.
+    first: usize,
+}
 
-/// What [`Blocks::backward`] needs.
+/// What [`Blocks::backward`] needs, of the blocks that are trained.
 #[derive(Debug)]
 pub struct SavedBlocks(Vec<Saved>);
 
@@ -367,7 +371,10 @@ impl Blocks {
             let prefix = format!("{tower}transformer.resblocks.{i}");
             Block::new(params, &prefix, stack, stack.activation(quick_gelu))
         };
-        Ok(Self((0..stack.layers).map(block).collect::<Result<_>>()?))
+        let all: Vec<Block> = (0..stack.layers).map(block).collect::<Result<_>>()?;
+        let trains = |block: &Block| params.trains(&format!("{}.ln_1.weight", block.prefix));
+        let first = all.iter().position(trains).unwrap_or(all.len());
+        Ok(Self { all, first })
     }
 
     /// Rows `[T, w]` to the pooled tokens' `[n, w]`, or to all of them where the layout wants the whole. With `keep` nothing needed for the way back is lost; `lean` keeps the
@@ -375,22 +382,23 @@ impl Blocks {
     pub(crate) fn forward(&self, x: Tensor, layout: &Layout, keep: bool, lean: bool) -> Result<(Tensor, SavedBlocks)> {
         let mut saved = Vec::new();
         let mut x = x;
-        for (at, block) in self.0.iter().enumerate() {
-            let pooled = at + 1 == self.0.len() && !layout.whole;
+        for (at, block) in self.all.iter().enumerate() {
+            let pooled = at + 1 == self.all.len() && !layout.whole;
+            let keep = keep && at >= self.first;
             let (y, own) = block.forward(&x, layout, pooled, lean || !keep)?;
             if keep {
                 saved.push(own);
             }
             x = y;
         }
-        if self.0.is_empty() && !layout.whole {
+        if self.all.is_empty() && !layout.whole {
             x = x.f_index_select(0, &layout.ends)?;
         }
         Ok((x, SavedBlocks(saved)))
     }
 
-    /// The gradient of the rows `[T, w]` from that of the pooled tokens `[n, w]`; `done` hears of every block whose
-    /// gradients are final, last block first.
+    /// The gradient of the rows `[T, w]` that go into the first trained block from that of the pooled tokens `[n, w]`; `done`
+    /// hears of every block whose gradients are final, last block first.
     pub(crate) fn backward(
         &self,
         saved: SavedBlocks,
@@ -400,12 +408,13 @@ impl Blocks {
         done: &mut dyn FnMut(&str),
     ) -> Result<Tensor> {
         let mut dx = dy;
-        for (at, (block, saved)) in self.0.iter().zip(saved.0).enumerate().rev() {
-            let pooled = at + 1 == self.0.len() && !layout.whole;
+        let trained = &self.all[self.first..];
+        for (at, (block, saved)) in trained.iter().zip(saved.0).enumerate().rev() {
+            let pooled = at + 1 == trained.len() && !layout.whole;
             dx = block.backward(saved, layout, pooled, dx, sink)?;
             done(block.prefix());
         }
-        if self.0.is_empty() && !layout.whole {
+        if self.all.is_empty() && !layout.whole {
             let rows: i64 = layout.spans.iter().map(|s| s.n * s.len).sum();
             let mut whole = Tensor::f_zeros([rows, dx.size()[1]], (dx.kind(), dx.device()))?;
             dx = whole.f_index_add_(0, &layout.ends, &dx)?;

@@ -6,7 +6,7 @@ mod preprocess;
 mod read;
 
 pub use known::{Known, known};
-pub use preprocess::Preprocess;
+pub use preprocess::{INTERPOLATION, Preprocess};
 
 use keys::object;
 use serde_json::Value;
@@ -172,8 +172,39 @@ pub struct TextConfig {
     pub causal: bool,
     pub pool: TextPool,
     pub projection: TextProjection,
-    /// What makes its ids, where that is not CLIP's own tokenizer as it is.
-    pub tokenizer: Option<String>,
+    /// What makes its ids.
+    pub tokenizer: TokenizerConfig,
+}
+
+/// What is said of a text tower's tokenizer (`hf_tokenizer_name`, `tokenizer_mode`, `tokenizer_kwargs`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenizerConfig {
+    /// Its name on the model hub; CLIP's own where there is none.
+    pub name: Option<String>,
+    pub mode: Option<String>,
+    pub clean: Option<String>,
+    pub strip_sep_token: bool,
+    pub reduction_mask: Option<String>,
+}
+
+impl std::fmt::Display for TokenizerConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name.as_deref().unwrap_or("CLIP's own"))?;
+        for (key, value) in [
+            ("mode", &self.mode),
+            ("clean", &self.clean),
+            ("reduction_mask", &self.reduction_mask),
+        ] {
+            if let Some(value) = value {
+                write!(f, ", {key} {value}")?;
+            }
+        }
+        if self.strip_sep_token {
+            f.write_str(", strip_sep_token")
+        } else {
+            Ok(())
+        }
+    }
 }
 
 /// A CLIP model.

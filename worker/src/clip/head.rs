@@ -59,6 +59,8 @@ pub struct Head {
     projection: Projection,
     pooling: Pooling,
     math: Math,
+    /// Whether anything but the projection is trained of the tower.
+    below: bool,
 }
 
 /// What the backward pass needs.
@@ -82,6 +84,7 @@ impl Head {
             projection,
             pooling,
             math: params.math(),
+            below: params.trains(&format!("{norm}.weight")),
         })
     }
 
@@ -116,11 +119,14 @@ impl Head {
         Ok((features, saved))
     }
 
-    /// The gradient of what went in, in its shape and single precision.
-    pub(crate) fn backward(&self, saved: SavedHead, d_features: &Tensor, sink: Sink) -> Result<Tensor> {
+    /// The gradient of what went in, in its shape and single precision; none where nothing below is trained.
+    pub(crate) fn backward(&self, saved: SavedHead, d_features: &Tensor, sink: Sink) -> Result<Option<Tensor>> {
         let dy = normalize_backward(&saved.features, &saved.lengths, &cast(d_features, Kind::Float)?)?;
         let dy = cast(&dy, self.math.gemm)?;
         let d_h = self.projection.backward(&saved.h, &dy, self.math, sink)?;
+        if !self.below {
+            return Ok(None);
+        }
         let (n, tokens, width) = (d_h.size()[0], saved.tokens, d_h.size()[1]);
         // Every token of a mean gets the same share.
         let spread = |d: &Tensor| -> Result<Tensor> {
@@ -131,10 +137,10 @@ impl Head {
                 .f_contiguous()?)
         };
         let back = |d: &Tensor| self.norm.backward(&saved.x, &saved.norms, d, sink);
-        match self.pooling {
-            Pooling::Given => back(&d_h),
-            Pooling::MeanThenNorm => spread(&back(&d_h)?),
-            Pooling::NormThenMean => Ok(back(&spread(&d_h)?.f_view([-1, width])?)?.f_view([n, tokens, width])?),
-        }
+        Ok(Some(match self.pooling {
+            Pooling::Given => back(&d_h)?,
+            Pooling::MeanThenNorm => spread(&back(&d_h)?)?,
+            Pooling::NormThenMean => back(&spread(&d_h)?.f_view([-1, width])?)?.f_view([n, tokens, width])?,
+        }))
     }
 }

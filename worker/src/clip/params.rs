@@ -5,7 +5,7 @@ use super::ops::Math;
 use super::specs::{BATCHES_TRACKED, Specs, elements};
 use crate::engine::{EngineError, Result, TensorSpec};
 use argosy_torch_ext::FlatBuffer;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tch::{Device, Kind, Tensor};
 
 /// Largest value of the `logit_scale` parameter: the scale is at most 100 (Radford et al. 2021, section 2.5).
@@ -91,6 +91,10 @@ pub struct Params {
     /// Elements of the parameters; behind them lie the running statistics of BatchNorm.
     trained: usize,
     held: Held,
+    /// Parameters that are not trained: no gradient is computed of them.
+    frozen: BTreeSet<String>,
+    /// Whether BatchNorm keeps its running statistics and uses them in training.
+    frozen_statistics: bool,
     /// Single precision on the device, where that is not `values` itself.
     remote: Option<Tensor>,
     remote_grads: Option<Tensor>,
@@ -144,6 +148,8 @@ impl Params {
             index,
             trained,
             held,
+            frozen: BTreeSet::new(),
+            frozen_statistics: false,
             remote: away.then(|| empty(Kind::Float)).transpose()?,
             remote_grads: away.then(|| empty(Kind::Float)).transpose()?,
             low: (held.math.gemm != Kind::Float)
@@ -175,6 +181,31 @@ impl Params {
     #[must_use]
     pub fn buffers(&self) -> &[TensorSpec] {
         &self.table[self.trained().len()..]
+    }
+
+    /// Says which parameters are not trained; before towers are made of them.
+    pub fn lock(&mut self, frozen: BTreeSet<String>, statistics: bool) {
+        (self.frozen, self.frozen_statistics) = (frozen, statistics);
+    }
+
+    /// Whether the parameter is trained.
+    #[must_use]
+    pub fn trains(&self, name: &str) -> bool {
+        !self.frozen.contains(name)
+    }
+
+    /// Whether any of the parameters whose names `of` holds for is trained.
+    #[must_use]
+    pub fn trains_any(&self, of: impl Fn(&str) -> bool) -> bool {
+        self.trained()
+            .iter()
+            .any(|spec| of(&spec.name) && self.trains(&spec.name))
+    }
+
+    /// Whether BatchNorm keeps its running statistics and uses them in training.
+    #[must_use]
+    pub fn statistics_frozen(&self) -> bool {
+        self.frozen_statistics
     }
 
     /// Elements of the parameters, which come first.

@@ -24,6 +24,9 @@ pub struct TextTower {
     width: i64,
     math: Math,
     device: Device,
+    /// Whether anything of the tower is trained, and whether its embeddings are.
+    trained: bool,
+    embeddings: bool,
     /// Cost of one more length group, in token positions.
     group_cost: usize,
 }
@@ -66,6 +69,8 @@ impl TextTower {
             width: t.stack.width,
             math: params.math(),
             device: params.device(),
+            trained: params.trains_any(|name| !name.starts_with("visual.") && !name.starts_with("logit_")),
+            embeddings: params.trains(&name("token_embedding.weight")),
             group_cost: group_cost(t.stack.width),
         })
     }
@@ -118,6 +123,7 @@ impl TextTower {
         keep: bool,
         lean: bool,
     ) -> Result<(Tensor, SavedText)> {
+        let keep = keep && self.trained;
         let read = self.read(tokens, lengths)?;
         let groups = by_length(&read, self.group_cost);
         let layout = self.layout(&groups, &read, &self.pooled_at(tokens, lengths))?;
@@ -150,11 +156,20 @@ impl TextTower {
         sink: Sink,
         done: &mut dyn FnMut(&str),
     ) -> Result<()> {
+        if !self.trained {
+            return Ok(());
+        }
         let d_features = d_features.f_index_select(0, &saved.order)?;
-        let d_pooled = cast(&self.head.backward(saved.head, &d_features, sink)?, self.math.stream)?;
+        let Some(d_pooled) = self.head.backward(saved.head, &d_features, sink)? else {
+            return Ok(());
+        };
+        let d_pooled = cast(&d_pooled, self.math.stream)?;
         let dx = self
             .blocks
             .backward(saved.blocks, &saved.layout, d_pooled, sink, done)?;
+        if !self.embeddings {
+            return Ok(());
+        }
         let dx = cast(&dx, Kind::Float)?;
         let mut positions = self.positional_embedding.grad.shallow_clone();
         if sink == Sink::Replace {

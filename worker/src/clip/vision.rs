@@ -102,6 +102,10 @@ impl Normalise {
 pub struct VisionTower {
     normalise: Normalise,
     kind: Kinds,
+    /// Whether anything of the tower is trained.
+    trained: bool,
+    /// Whether BatchNorm uses its running statistics in training too.
+    frozen_statistics: bool,
 }
 
 #[derive(Debug)]
@@ -139,13 +143,15 @@ impl VisionTower {
         Ok(Self {
             normalise: Normalise::new(config, preprocess, params.device())?,
             kind,
+            trained: params.trains_any(|name| name.starts_with("visual.")),
+            frozen_statistics: params.statistics_frozen(),
         })
     }
 
     /// Whether statistics of other rows reach a row's feature in training.
     #[must_use]
     pub fn has_batch_norm(&self) -> bool {
-        matches!(self.kind, Kinds::ResNet(_))
+        matches!(self.kind, Kinds::ResNet(_)) && !self.frozen_statistics
     }
 
     /// L2-normalised features `[n, d]`, as in evaluation.
@@ -166,6 +172,7 @@ impl VisionTower {
         lean: bool,
     ) -> Result<(Tensor, SavedImages)> {
         let x = self.normalise.floats(images)?;
+        let keep = keep && self.trained;
         Ok(match &self.kind {
             Kinds::Vit(vit) => {
                 let draws = training.map_or(&[][..], |t| t.draws);
@@ -173,7 +180,8 @@ impl VisionTower {
                 (features, SavedImages(Saved::Vit(Box::new(saved))))
             }
             Kinds::ResNet(resnet) => {
-                let (features, saved) = resnet.forward(&x, training.map(|t| t.lanes), keep)?;
+                let lanes = training.map(|t| t.lanes).filter(|_| !self.frozen_statistics);
+                let (features, saved) = resnet.forward(&x, lanes, keep)?;
                 (features, SavedImages(Saved::ResNet(saved)))
             }
         })
@@ -187,6 +195,9 @@ impl VisionTower {
         sink: Sink,
         done: &mut dyn FnMut(&str),
     ) -> Result<()> {
+        if !self.trained {
+            return Ok(());
+        }
         match (&self.kind, saved.0) {
             (Kinds::Vit(vit), Saved::Vit(saved)) => vit.backward(*saved, d_features, sink, done),
             (Kinds::ResNet(resnet), Saved::ResNet(saved)) => resnet.backward(&saved, d_features, sink),

@@ -27,6 +27,8 @@ pub struct Vit {
     kept: Option<i64>,
     math: Math,
     device: Device,
+    /// Whether the embeddings are trained.
+    embeddings: bool,
 }
 
 /// What the backward pass needs.
@@ -76,6 +78,7 @@ impl Vit {
             kept: (vit.patch_dropout > 0.0).then_some(kept.max(1)),
             math: params.math(),
             device: params.device(),
+            embeddings: params.trains("visual.class_embedding"),
         })
     }
 
@@ -168,7 +171,10 @@ impl Vit {
         sink: Sink,
         done: &mut dyn FnMut(&str),
     ) -> Result<()> {
-        let mut d_out = cast(&self.head.backward(saved.head, d_features, sink)?, self.math.stream)?;
+        let Some(d_out) = self.head.backward(saved.head, d_features, sink)? else {
+            return Ok(());
+        };
+        let mut d_out = cast(&d_out, self.math.stream)?;
         if saved.layout.whole {
             // The class token is read by attention alone.
             let n = d_out.size()[0];
@@ -176,6 +182,9 @@ impl Vit {
             d_out = Tensor::f_cat(&[&class, &d_out], 1)?.f_view([-1, self.width])?;
         }
         let dx = self.blocks.backward(saved.blocks, &saved.layout, d_out, sink, done)?;
+        if !self.embeddings {
+            return Ok(());
+        }
         let mut dx = match (&self.ln_pre, &saved.normed) {
             (Some(norm), Some((x, norms))) => norm.backward(x, norms, &dx, sink)?,
             _ => cast(&dx, Kind::Float)?,

@@ -16,6 +16,8 @@ use crate::clip::{Clip, Images, ModelConfig, Params, Preprocess, to_vec};
 use crate::engine::state::{ReadGate, StateRead};
 use crate::loss::{self, OwnRows};
 use crate::optim::{AdamW, Treatment};
+use crate::weights::WeightFile;
+use crate::weights::fit::{Part, fit};
 use argosy_common::config::Loss;
 use argosy_torch_ext::{FlatBuffer, exact_cuda, pool_install};
 use passes::{Inputs, Step, StepLoss, pieces_of};
@@ -73,12 +75,15 @@ impl TorchEngine {
         if options.device != Device::Cpu {
             exact_cuda(options.fixed_shapes);
         }
-        let params = Params::held(config, options.seed, options.held())?;
+        let mut params = Params::held(config, options.seed, options.held())?;
+        params.lock(options.locks.frozen(config)?, options.locks.freeze_bn_stats);
         let clip = Clip::new(config, preprocess, &params)?;
         let (images, texts) = (config.vision.blocks(), config.text.stack.layers);
-        let adam = AdamW::new(&params, |spec| Treatment {
-            decays: options.decay.decays(&spec.name, &spec.shape),
-            lr_factor: options.layer_decay.factor(&spec.name, images, texts),
+        let adam = AdamW::new(&params, |spec| {
+            params.trains(&spec.name).then(|| Treatment {
+                decays: options.decay.decays(&spec.name, &spec.shape),
+                lr_factor: options.layer_decay.factor(&spec.name, images, texts),
+            })
         })?;
         let scale_at = params.spec("logit_scale")?.offset;
         let bias_at = params.spec("logit_bias").ok().map(|spec| spec.offset);
@@ -139,12 +144,21 @@ impl TorchEngine {
         self.ema.as_ref()
     }
 
-    /// Overwrites the weights from a safetensors file's bytes; moments become zero.
+    /// Overwrites the weights from a weight file's bytes; moments become zero.
     ///
     /// # Errors
-    /// Names the key that is missing, unexpected or misshapen; nothing is written then.
+    /// As [`TorchEngine::load`].
     pub fn load_weights(&mut self, bytes: &[u8]) -> Result<()> {
-        let values = crate::clip::weights::read_flat(&self.params, bytes)?;
+        self.load(&WeightFile::of_bytes(bytes.to_vec())?, Part::Whole)
+    }
+
+    /// Overwrites the weights of `part` from a file; moments become zero.
+    ///
+    /// # Errors
+    /// Lists what is missing, unexpected or misshapen; nothing is written then.
+    pub fn load(&mut self, file: &WeightFile, part: Part) -> Result<()> {
+        let mut values = self.params.values.as_slice().to_vec();
+        fit(file, &self.config, &self.params, part, &mut values)?;
         self.set_params(&values)
     }
 

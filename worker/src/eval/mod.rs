@@ -10,7 +10,7 @@ mod zero_shot;
 pub use confusion::{ClassReport, Mistake};
 pub use measure::{Speed, measure};
 pub use sheet::{Asked, Sheet, SheetArgs, contact_sheet};
-pub use source::{Loaded, Which, load_engine, load_weights};
+pub use source::{Loaded, ModelArgs, Which, load_engine, load_weights};
 pub use zero_shot::{EvalArgs, Report, SubcategoryReport, run};
 
 use argosy_common::exit::Exit;

@@ -1,7 +1,7 @@
 //! A contact sheet: captions with the pictures nearest to them, and pictures with their nearest captions.
 
 use super::Failure;
-use super::source::{Loaded, load_engine};
+use super::source::{Loaded, ModelArgs, load_engine};
 use crate::engine::{Engine, EngineError};
 use argosy_common::exit::Exit;
 use argosy_shard_loader::eval::EvalConfig;
@@ -22,6 +22,8 @@ pub struct SheetArgs {
     /// Run folder, manifest.json, or folder with open_clip_config.json and open_clip_model.safetensors
     #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
+    #[command(flatten)]
+    pub how: ModelArgs,
     /// Shards of pictures with captions
     #[arg(long, value_name = "SHARDS")]
     pub data: String,
@@ -98,12 +100,14 @@ pub fn contact_sheet(args: &SheetArgs) -> Result<Sheet, Failure> {
     let threads = args
         .threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let loaded = load_engine(&args.checkpoint, &args.how, threads)?;
+    let tokenizer = loaded.tokenizer()?;
     let Loaded {
         mut engine,
         preprocess,
         shown,
         ..
-    } = load_engine(&args.checkpoint, threads)?;
+    } = loaded;
     let config = EvalConfig {
         image_size: engine.image_size() as u32,
         resize_mode: preprocess.resize_mode,
@@ -132,7 +136,7 @@ pub fn contact_sheet(args: &SheetArgs) -> Result<Sheet, Failure> {
         return Err((Exit::JobFailed, message));
     }
     let (images, texts) =
-        encode(&mut engine, &pool, args.batch.max(1)).map_err(|e| (Exit::JobFailed, e.to_string()))?;
+        encode(&mut engine, &tokenizer, &pool, args.batch.max(1)).map_err(|e| (Exit::JobFailed, e.to_string()))?;
     let mut sheet = lay_out(
         &images,
         &texts,
@@ -146,9 +150,13 @@ pub fn contact_sheet(args: &SheetArgs) -> Result<Sheet, Failure> {
 }
 
 /// Features of all pictures and of all captions, `[pool, d]` each.
-fn encode<E: Engine>(engine: &mut E, pool: &Pool, batch: usize) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+fn encode<E: Engine>(
+    engine: &mut E,
+    tokenizer: &Tokenizer,
+    pool: &Pool,
+    batch: usize,
+) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
     let context = engine.context_length();
-    let tokenizer = Tokenizer::new(context);
     let (mut images, mut texts) = (Vec::new(), Vec::new());
     for (pixels, captions) in pool.pixels.chunks(batch).zip(pool.captions.chunks(batch)) {
         images.extend(engine.encode_images_eval(pixels.len(), &pixels.concat(), batch)?);

@@ -3,13 +3,14 @@
 use crate::checkpoint::{CheckpointError, PartStore, read_manifest, read_state};
 use crate::clip::{ModelConfig, Preprocess};
 use crate::engine::{Engine, TorchEngine, TorchOptions};
-use crate::hub::{HUB_CONFIG, HUB_WEIGHTS};
-use crate::model::check_tokenizer;
-use argosy_common::config::{CheckpointConfig, Job};
+use crate::hub::{CreateError, HUB_CONFIG, HUB_WEIGHTS, create_model_and_transforms};
+use crate::model::{self, resolve};
+use argosy_common::config::{self, CheckpointConfig, Job};
 use argosy_common::events::{Manifest, RunEvent, StampedEvent};
 use argosy_common::exit::Exit;
+use argosy_shard_loader::Tokenizer;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const EVENTS_FILE: &str = "events.jsonl";
 
@@ -44,6 +45,47 @@ impl Which {
     }
 }
 
+/// What is said of weights that do not say it themselves; a run's checkpoints do.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ModelArgs {
+    /// Model of a bare weight file: a name that `argosy models` lists, or a file in OpenCLIP's config format
+    #[arg(long, value_name = "NAME|FILE")]
+    pub model: Option<String>,
+    /// Force QuickGELU
+    #[arg(long)]
+    pub force_quick_gelu: bool,
+    /// OpenCLIP's tag of the weights, where neither their file's name nor their folder tells it
+    #[arg(long, value_name = "TAG")]
+    pub pretrained_tag: Option<String>,
+    /// Take weights under another activation, normalisation or tokenizer than the one they were trained with
+    #[arg(long)]
+    pub pretrained_mismatch: bool,
+    /// tokenizer.json of a model that does not use CLIP's own tokenizer [default: the job's, or the one beside the weights]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// The `[model]` of a job that starts from these weights.
+    fn job(&self, weights: &Path) -> config::ModelConfig {
+        let (name, file) = match &self.model {
+            Some(file) if file.ends_with(".json") => (String::new(), Some(file.clone())),
+            Some(name) => (name.clone(), None),
+            None => (String::new(), None),
+        };
+        config::ModelConfig {
+            name,
+            config: file,
+            force_quick_gelu: self.force_quick_gelu,
+            pretrained: Some(weights.to_string_lossy().into_owned()),
+            pretrained_tag: self.pretrained_tag.clone(),
+            pretrained_mismatch: self.pretrained_mismatch,
+            tokenizer: self.tokenizer.as_ref().map(|path| path.to_string_lossy().into_owned()),
+            ..config::ModelConfig::default()
+        }
+    }
+}
+
 /// A model to evaluate.
 #[derive(Debug)]
 pub struct Loaded {
@@ -55,32 +97,46 @@ pub struct Loaded {
     pub shown: String,
     /// The checkpoint, where they come from one.
     pub manifest: Option<Manifest>,
+    /// Where the model's own tokenizer lies, as far as is known.
+    pub tokenizer_file: Option<PathBuf>,
+}
+
+impl Loaded {
+    /// Makes ids of captions for the model.
+    ///
+    /// # Errors
+    /// When its tokenizer cannot be had, or its text tower cannot take what that makes.
+    pub fn tokenizer(&self) -> Result<Tokenizer, Failure> {
+        let made = model::tokenizer(self.engine.config(), self.tokenizer_file.as_deref());
+        made.map_err(|e| (Exit::BadConfig, e.to_string()))
+    }
 }
 
 /// A model with the weights that `checkpoint` names.
 ///
 /// # Errors
 /// The exit code and a sentence that names the file.
-pub fn load_engine(checkpoint: &Path, threads: usize) -> Result<Loaded, Failure> {
-    load(checkpoint, threads, Which::Trained, true)
+pub fn load_engine(checkpoint: &Path, model: &ModelArgs, threads: usize) -> Result<Loaded, Failure> {
+    load(checkpoint, model, threads, Which::Trained, true)
 }
 
 /// A model with some of the weights that `checkpoint` names; its text tower may take other ids than the tokenizer's.
 ///
 /// # Errors
 /// As [`load_engine`].
-pub fn load_weights(checkpoint: &Path, threads: usize, which: Which) -> Result<Loaded, Failure> {
-    load(checkpoint, threads, which, false)
+pub fn load_weights(checkpoint: &Path, model: &ModelArgs, threads: usize, which: Which) -> Result<Loaded, Failure> {
+    load(checkpoint, model, threads, which, false)
 }
 
 /// `captions`: the text tower must take what the tokenizer makes, which is known before any weights are read.
-fn load(checkpoint: &Path, threads: usize, which: Which, captions: bool) -> Result<Loaded, Failure> {
+fn load(checkpoint: &Path, model: &ModelArgs, threads: usize, which: Which, captions: bool) -> Result<Loaded, Failure> {
     let options = TorchOptions {
         threads,
         ..TorchOptions::default()
     };
     let shown = checkpoint.display();
-    if checkpoint.join(HUB_CONFIG).is_file() {
+    let bare = checkpoint.is_file() && checkpoint.extension().is_none_or(|e| e != "json");
+    if bare || checkpoint.join(HUB_CONFIG).is_file() {
         if which != Which::Trained {
             let message = format!(
                 "{shown} holds one set of weights; `{}` is in checkpoints only",
@@ -88,7 +144,11 @@ fn load(checkpoint: &Path, threads: usize, which: Which, captions: bool) -> Resu
             );
             return Err((Exit::NotFound, message));
         }
-        return from_hub(checkpoint, options, captions);
+        if bare && model.model.is_none() {
+            let message = format!("{shown} is a bare weight file: say by --model which model's it is");
+            return Err((Exit::Usage, message));
+        }
+        return from_weights(checkpoint, &model.job(checkpoint), options, captions);
     }
     let manifest = if checkpoint.is_file() || checkpoint.to_string_lossy().contains("://") {
         split(checkpoint)
@@ -103,38 +163,35 @@ fn load(checkpoint: &Path, threads: usize, which: Which, captions: bool) -> Resu
     } else {
         let message = format!(
             "{shown} is no checkpoint: give a run folder (with {EVENTS_FILE}), a manifest.json, or a folder with \
-             {HUB_CONFIG} and {HUB_WEIGHTS}"
+             {HUB_CONFIG} and {HUB_WEIGHTS}, or a bare weight file with --model"
         );
         return Err((Exit::NotFound, message));
     };
-    from_manifest(manifest, options, which, captions)
+    from_manifest(manifest, options, which, model.tokenizer.clone(), captions)
 }
 
-fn from_hub(folder: &Path, options: TorchOptions, captions: bool) -> Result<Loaded, Failure> {
-    let read = |name: &str| {
-        let path = folder.join(name);
-        std::fs::read(&path).map_err(|e| (Exit::NotFound, format!("{}: {e}", path.display())))
-    };
-    let text = String::from_utf8_lossy(&read(HUB_CONFIG)?).into_owned();
-    let (config, preprocess) = read_config(&text, &folder.join(HUB_CONFIG), captions)?;
-    let failed = |e: crate::engine::EngineError| (Exit::JobFailed, format!("{}: {e}", folder.display()));
-    let mut engine = TorchEngine::new(&config, &preprocess, options).map_err(failed)?;
-    engine.load_weights(&read(HUB_WEIGHTS)?).map_err(failed)?;
-    Ok(Loaded {
-        engine,
-        preprocess,
-        shown: folder.display().to_string(),
-        manifest: None,
-    })
-}
-
-fn read_config(text: &str, file: &Path, captions: bool) -> Result<(ModelConfig, Preprocess), Failure> {
-    let bad = |e| (Exit::BadConfig, format!("{}: {e}", file.display()));
-    let (config, preprocess) = ModelConfig::from_json(text).map_err(bad)?;
+fn from_weights(
+    place: &Path,
+    model: &config::ModelConfig,
+    options: TorchOptions,
+    captions: bool,
+) -> Result<Loaded, Failure> {
+    let here = Path::new(".");
     if captions {
-        check_tokenizer(&config).map_err(bad)?;
+        // Told before any weights are read.
+        resolve(model, here).map_err(|e| (Exit::BadConfig, e.to_string()))?;
     }
-    Ok((config, preprocess))
+    let made = create_model_and_transforms(model, here, options).map_err(|e| match e {
+        CreateError::Model(e) => (Exit::BadConfig, e.to_string()),
+        CreateError::Engine(e) => (Exit::JobFailed, e.to_string()),
+    })?;
+    Ok(Loaded {
+        engine: made.engine,
+        preprocess: made.preprocess,
+        shown: place.display().to_string(),
+        manifest: None,
+        tokenizer_file: made.tokenizer_file,
+    })
 }
 
 /// The manifest that the run's events name last, as place and key. Folders are never listed: a crash leaves files that count
@@ -190,6 +247,7 @@ fn from_manifest(
     (location, key): (String, String),
     options: TorchOptions,
     which: Which,
+    tokenizer: Option<PathBuf>,
     captions: bool,
 ) -> Result<Loaded, Failure> {
     let failed = |e: CheckpointError| {
@@ -202,7 +260,14 @@ fn from_manifest(
     let store = PartStore::open(&location).map_err(failed)?;
     let manifest = read_manifest(&store, &key).map_err(failed)?;
     let shown = format!("{location}/{key}");
-    let (config, preprocess) = read_config(&manifest.model.to_string(), Path::new(&shown), captions)?;
+    let bad = |e| (Exit::BadConfig, format!("{shown}: {e}"));
+    let (config, preprocess) = ModelConfig::from_json(&manifest.model.to_string()).map_err(bad)?;
+    // (The job's paths are whole, as a run writes them.)
+    let job = serde_json::from_value::<config::ModelConfig>(manifest.job["model"].clone()).unwrap_or_default();
+    let tokenizer_file = tokenizer.or_else(|| model::tokenizer_file(&job, Path::new(".")));
+    if captions {
+        model::tokenizer(&config, tokenizer_file.as_deref()).map_err(bad)?;
+    }
     let mut engine = TorchEngine::new(&config, &preprocess, options).map_err(|e| (Exit::BadConfig, e.to_string()))?;
     let prefix = which.prefix();
     let table = engine.tensor_table();
@@ -231,5 +296,6 @@ fn from_manifest(
         preprocess,
         shown: format!("{shown} ({})", manifest.name),
         manifest: Some(manifest),
+        tokenizer_file,
     })
 }

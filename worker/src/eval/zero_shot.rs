@@ -2,7 +2,7 @@
 //! normalised prompts, normalised again; logits are 100 times the cosine.
 
 use super::confusion::{self, ClassReport};
-use super::source::{Loaded, load_engine};
+use super::source::{Loaded, ModelArgs, load_engine};
 use super::{Failure, predictions};
 use crate::engine::{Engine, EngineError};
 use argosy_common::exit::Exit;
@@ -24,6 +24,8 @@ pub struct EvalArgs {
     /// Run folder, manifest.json, or folder with open_clip_config.json and open_clip_model.safetensors
     #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
+    #[command(flatten)]
+    pub how: ModelArgs,
     /// Shards by pattern, folder or file; samples carry their class in a `.cls` member
     #[arg(long, value_name = "SHARDS")]
     pub data: String,
@@ -179,12 +181,14 @@ pub fn run(args: &EvalArgs) -> Result<Report, Failure> {
     let threads = args
         .threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let loaded = load_engine(&args.checkpoint, &args.how, threads)?;
+    let tokenizer = loaded.tokenizer()?;
     let Loaded {
         mut engine,
         preprocess,
         shown,
         ..
-    } = load_engine(&args.checkpoint, threads)?;
+    } = loaded;
     let config = EvalConfig {
         image_size: engine.image_size() as u32,
         resize_mode: preprocess.resize_mode,
@@ -194,7 +198,7 @@ pub fn run(args: &EvalArgs) -> Result<Report, Failure> {
     };
     // Opened before the towers work, so that a wrong path is told at once.
     let reader = EvalReader::open(&args.data, Path::new("."), config).map_err(data_failure)?;
-    let weights = classifier(&mut engine, &classes, &templates, args.batch.max(1))?;
+    let weights = classifier(&mut engine, &tokenizer, &classes, &templates, args.batch.max(1))?;
     let mut score = Score::new(classes.len(), subcategories.as_deref());
     score.predictions = args
         .predictions
@@ -261,12 +265,12 @@ fn subcategory_lines(path: &Path, classes: usize) -> Result<Vec<String>, Failure
 /// `[classes, d]`: per class the mean of its normalised prompts, normalised.
 fn classifier<E: Engine>(
     engine: &mut E,
+    tokenizer: &Tokenizer,
     classes: &[String],
     templates: &[String],
     batch: usize,
 ) -> Result<Vec<f32>, Failure> {
     let (dim, context) = (engine.feature_dim(), engine.context_length());
-    let tokenizer = Tokenizer::new(context);
     let prompts: Vec<String> = classes
         .iter()
         .flat_map(|c| templates.iter().map(move |t| t.replace("{}", c)))

@@ -2,7 +2,7 @@
 
 use crate::clip::{Images, embed_images};
 use crate::engine::{Engine, EngineError, TorchEngine};
-use crate::eval::{Loaded, Which, load_weights};
+use crate::eval::{Loaded, ModelArgs, Which, load_weights};
 use argosy_common::exit::Exit;
 use argosy_shard_loader::eval::EvalConfig;
 use argosy_shard_loader::{DataError, EvalReader, Tokenizer};
@@ -23,6 +23,8 @@ pub struct EmbedArgs {
     /// Run folder, manifest.json (path or URL), or folder with open_clip_config.json and open_clip_model.safetensors
     #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
+    #[command(flatten)]
+    pub how: ModelArgs,
     /// Shards by pattern, folder, file or URL: pictures and, where all samples have one, captions
     #[arg(long, value_name = "SHARDS", conflicts_with_all = ["texts", "tensors"])]
     pub data: Option<String>,
@@ -103,10 +105,10 @@ pub fn run(args: &EmbedArgs) -> Result<Embedded, Failure> {
     let threads = args
         .threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let mut loaded = load_weights(&args.checkpoint, threads, args.weights)?;
+    let mut loaded = load_weights(&args.checkpoint, &args.how, threads, args.weights)?;
     let features = match (&args.tensors, &args.texts, &args.data) {
         (Some(file), _, _) => of_tensors(&mut loaded.engine, file, args.batch)?,
-        (_, Some(file), _) => of_texts(&mut loaded.engine, file, args.batch)?,
+        (_, Some(file), _) => of_texts(&mut loaded, file, args.batch)?,
         (_, _, Some(shards)) => of_shards(&mut loaded, shards, args)?,
         _ => return Err((Exit::Usage, "give --data, --texts or --tensors".into())),
     };
@@ -235,15 +237,15 @@ fn embed_floats(engine: &mut TorchEngine, n: usize, values: &[f32], batch: usize
     Ok(out)
 }
 
-fn of_texts(engine: &mut TorchEngine, file: &Path, batch: usize) -> Result<Features, Failure> {
+fn of_texts(loaded: &mut Loaded, file: &Path, batch: usize) -> Result<Features, Failure> {
     let text = std::fs::read_to_string(file).map_err(|e| (Exit::NotFound, format!("{}: {e}", file.display())))?;
     let lines: Vec<&str> = text.lines().collect();
     if lines.is_empty() {
         return Err((Exit::JobFailed, format!("{} has no lines", file.display())));
     }
-    let mut texts = Vec::new();
+    let (mut texts, tokenizer) = (Vec::new(), loaded.tokenizer()?);
     for chunk in lines.chunks(batch) {
-        texts.extend(embed_captions(engine, chunk)?);
+        texts.extend(embed_captions(&mut loaded.engine, &tokenizer, chunk)?);
     }
     Ok(Features {
         texts: Some(texts),
@@ -251,10 +253,8 @@ fn of_texts(engine: &mut TorchEngine, file: &Path, batch: usize) -> Result<Featu
     })
 }
 
-fn embed_captions(engine: &mut TorchEngine, captions: &[&str]) -> Result<Vec<f32>, Failure> {
-    crate::model::check_tokenizer(engine.config()).map_err(|e| (Exit::BadConfig, e.to_string()))?;
+fn embed_captions(engine: &mut TorchEngine, tokenizer: &Tokenizer, captions: &[&str]) -> Result<Vec<f32>, Failure> {
     let context = engine.context_length();
-    let tokenizer = Tokenizer::new(context);
     let mut tokens = vec![0; captions.len() * context];
     let rows = captions.iter().zip(tokens.chunks_mut(context));
     let lengths: Vec<u16> = rows.map(|(text, row)| tokenizer.row(text, row)).collect();
@@ -277,7 +277,7 @@ fn of_shards(loaded: &mut Loaded, shards: &str, args: &EmbedArgs) -> Result<Feat
         images: Some(Vec::new()),
         ..Features::default()
     };
-    let (mut images, mut texts) = (Vec::new(), Vec::new());
+    let (mut images, mut texts, mut tokenizer) = (Vec::new(), Vec::new(), None);
     let mut captioned: Option<bool> = None;
     loop {
         let batch: Result<Vec<_>, DataError> = std::iter::from_fn(|| reader.next_sample().transpose())
@@ -303,7 +303,11 @@ fn of_shards(loaded: &mut Loaded, shards: &str, args: &EmbedArgs) -> Result<Feat
         let encoded = loaded.engine.encode_images_eval(rows, &pixels, args.batch);
         images.extend(encoded.map_err(engine_failure)?);
         if !captions.is_empty() {
-            texts.extend(embed_captions(&mut loaded.engine, &captions)?);
+            let made = match tokenizer.take() {
+                Some(made) => made,
+                None => loaded.tokenizer()?,
+            };
+            texts.extend(embed_captions(&mut loaded.engine, tokenizer.insert(made), &captions)?);
         }
     }
     for (reason, count) in reader.left_out() {

@@ -1,10 +1,10 @@
 //! `export`: a checkpoint as OpenCLIP's hub layout.
 
 use super::card::{self, Facts};
-use super::{HUB_CONFIG, HUB_WEIGHTS};
+use super::{HUB_CONFIG, HUB_TOKENIZER, HUB_WEIGHTS};
 use crate::clip::weights;
 use crate::engine::Engine;
-use crate::eval::{Which, load_weights};
+use crate::eval::{Loaded, ModelArgs, Which, load_weights};
 use argosy_common::exit::Exit;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub struct ExportArgs {
     /// Run folder, manifest.json (path or URL), or folder with open_clip_config.json and open_clip_model.safetensors
     pub checkpoint: PathBuf,
+    #[command(flatten)]
+    pub how: ModelArgs,
     /// Folder to make; it must not exist, or be empty
     #[arg(short = 'o', long = "out", value_name = "DIR")]
     pub out: PathBuf,
@@ -57,7 +59,7 @@ pub fn run(args: &ExportArgs) -> Result<Exported, Failure> {
         return Err((Exit::Conflict, message));
     }
     let results = results(args)?;
-    let loaded = load_weights(&args.checkpoint, 1, args.weights)?;
+    let loaded = load_weights(&args.checkpoint, &args.how, 1, args.weights)?;
     let params = loaded.engine.params();
     let config = serde_json::json!({
         "model_cfg": loaded.engine.config().source,
@@ -74,11 +76,13 @@ pub fn run(args: &ExportArgs) -> Result<Exported, Failure> {
         parameters: loaded.engine.state_elements(),
         results: &results,
     });
-    let files: [(&str, &[u8]); 3] = [
+    let own = tokenizer_files(&loaded)?;
+    let mut files: Vec<(&str, &[u8])> = vec![
         (HUB_CONFIG, config.as_bytes()),
         (HUB_WEIGHTS, &bytes),
         ("README.md", card.as_bytes()),
     ];
+    files.extend(own.iter().map(|(name, bytes)| (*name, bytes.as_slice())));
     write_folder(out, &files)?;
     Ok(Exported {
         folder: out.display().to_string(),
@@ -88,6 +92,30 @@ pub fn run(args: &ExportArgs) -> Result<Exported, Failure> {
         step: loaded.manifest.map(|m| m.name.step),
         bytes: bytes.len() as u64,
     })
+}
+
+/// The tokenizer of a model that does not use CLIP's own: OpenCLIP looks for it beside the weights.
+fn tokenizer_files(loaded: &Loaded) -> Result<Vec<(&'static str, Vec<u8>)>, Failure> {
+    let mut out = Vec::new();
+    let Some(file) = loaded.tokenizer_file.as_ref() else {
+        return Ok(out);
+    };
+    if loaded.engine.config().text.tokenizer.name.is_none() {
+        return Ok(out);
+    }
+    for name in [HUB_TOKENIZER, "tokenizer_config.json", "special_tokens_map.json"] {
+        // The tokenizer itself may have any name where it lies now.
+        let path = if name == HUB_TOKENIZER {
+            file.clone()
+        } else {
+            file.with_file_name(name)
+        };
+        if path.is_file() {
+            let bytes = std::fs::read(&path).map_err(|e| (Exit::NotFound, format!("{}: {e}", path.display())))?;
+            out.push((name, bytes));
+        }
+    }
+    Ok(out)
 }
 
 fn io(path: &Path) -> impl Fn(std::io::Error) -> Failure + use<'_> {

@@ -11,5 +11,7 @@ mod determinism;
 mod fleet;
 mod parity;
 mod poison;
+mod published;
 mod trainer;
+mod weights;
 mod zero_shot;

@@ -171,6 +171,9 @@ fn absolute(loaded: &LoadedJob) -> Job {
     let paths = [
         &mut job.model.config,
         &mut job.model.pretrained,
+        &mut job.model.pretrained_image_path,
+        &mut job.model.pretrained_text_path,
+        &mut job.model.tokenizer,
         &mut job.checkpoint.url,
     ];
     for path in paths.into_iter().flatten() {

@@ -20,7 +20,7 @@ const RESIZE_MODES: [(&str, ResizeMode); 3] = [
     ("squash", ResizeMode::Squash),
 ];
 /// The only filter there is.
-const INTERPOLATION: &str = "bicubic";
+pub const INTERPOLATION: &str = "bicubic";
 
 impl Preprocess {
     /// As `preprocess_cfg` in a published model's configuration.

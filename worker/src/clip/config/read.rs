@@ -3,8 +3,8 @@
 
 use super::keys::Keys;
 use super::{
-    ImagePool, ModelConfig, ResNetConfig, Result, Stack, TextConfig, TextPool, TextProjection, VisionConfig,
-    VisionKind, VitConfig, object,
+    ImagePool, ModelConfig, ResNetConfig, Result, Stack, TextConfig, TextPool, TextProjection, TokenizerConfig,
+    VisionConfig, VisionKind, VitConfig, object,
 };
 use serde_json::{Map, Value};
 
@@ -195,21 +195,32 @@ fn text(map: &Map<String, Value>, embed_dim: i64, quick_gelu: bool) -> Result<Te
         causal: !keys.flag("no_causal_mask", false)?,
         pool,
         projection,
-        tokenizer: tokenizer(&mut keys),
+        tokenizer: tokenizer(&mut keys)?,
     };
     keys.finish(&fixed_text())?;
     Ok(config)
 }
 
-/// What is said of the tokenizer beyond CLIP's own.
-fn tokenizer(keys: &mut Keys<'_>) -> Option<String> {
-    let named = ["hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"].map(|key| (key, keys.take(key)));
-    let said: Vec<String> = named
-        .iter()
-        .filter(|(_, value)| !value.is_null())
-        .map(|(key, value)| format!("{key} = {value}"))
-        .collect();
-    (!said.is_empty()).then(|| said.join(", "))
+fn tokenizer(keys: &mut Keys<'_>) -> Result<TokenizerConfig> {
+    let word = |value: &Value| value.as_str().filter(|word| !word.is_empty()).map(str::to_owned);
+    let mut out = TokenizerConfig {
+        name: word(keys.take("hf_tokenizer_name")),
+        mode: word(keys.take("tokenizer_mode")),
+        ..TokenizerConfig::default()
+    };
+    let kwargs = keys.take("tokenizer_kwargs");
+    for (key, value) in kwargs.as_object().into_iter().flatten() {
+        match key.as_str() {
+            "clean" => out.clean = word(value),
+            "reduction_mask" => out.reduction_mask = word(value),
+            "strip_sep_token" => out.strip_sep_token = value.as_bool().unwrap_or(false),
+            _ => {
+                let why = format!("Argosy knows clean, strip_sep_token and reduction_mask, not {key}");
+                return Err(keys.unsupported("tokenizer_kwargs", &why));
+            }
+        }
+    }
+    Ok(out)
 }
 
 fn stack(keys: &mut Keys<'_>, width: i64, heads: i64, quick_gelu: bool) -> Result<Stack> {

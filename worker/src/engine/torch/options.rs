@@ -1,5 +1,6 @@
 //! What an engine is made with.
 
+use crate::clip::locks::Locks;
 use crate::clip::{Held, Math, Rounded};
 use crate::optim::{DecayRule, LayerDecay};
 use argosy_common::config::{Loss, Precision};
@@ -16,6 +17,8 @@ pub struct TorchOptions {
     pub decay: DecayRule,
     /// How learning rates fall towards the inputs.
     pub layer_decay: LayerDecay,
+    /// What is not trained.
+    pub locks: Locks,
     /// Edge of a tile of logits.
     pub tile: usize,
     /// In which numbers the towers compute.
@@ -37,6 +40,7 @@ impl Default for TorchOptions {
             threads: 1,
             decay: DecayRule::Classic,
             layer_decay: LayerDecay::default(),
+            locks: Locks::default(),
             tile: 1024,
             precision: Precision::Fp32,
             loss: Loss::Clip,

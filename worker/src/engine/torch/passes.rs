@@ -103,7 +103,11 @@ impl TorchEngine {
             expect_len("draws", rows, inputs.draws.len())?;
         }
         let read = self.clip.text.read(&inputs.tokens, &inputs.lengths)?;
-        self.touched = used_ids(&inputs.tokens, &read, self.context_length());
+        // Of a table that is not trained no row has a gradient.
+        self.touched = match self.params.trains(&self.table_name()) {
+            true => used_ids(&inputs.tokens, &read, self.context_length()),
+            false => Vec::new(),
+        };
         let mut micro_rows = micro_rows.max(1);
         loop {
             micro_rows = micro_rows.min(self.rows_fit);
@@ -253,7 +257,10 @@ impl TorchEngine {
     ) -> Result<()> {
         let rows = inputs.lengths.len();
         // All others are replaced by the first piece; of this one only the rows in use are written.
-        let _ = self.params.leaf(&self.table_name())?.grad.f_zero_()?;
+        // (What is not trained is never written: zero since the buffer was made.)
+        if self.params.trains(&self.table_name()) {
+            let _ = self.params.leaf(&self.table_name())?.grad.f_zero_()?;
+        }
         let (mut sink, mut kept) = (Sink::Replace, kept);
         let mut statistics = Vec::new();
         for (start, len) in self.pieces(inputs, micro_rows) {

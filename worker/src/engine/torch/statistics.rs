@@ -64,6 +64,9 @@ impl TorchEngine {
     /// Joins the staged terms of all lanes to the running statistics.
     pub(super) fn apply_statistics(&mut self) {
         let Some((_, of)) = self.turns.take() else { return };
+        if self.params.statistics_frozen() {
+            return;
+        }
         let keep = (1.0 - MOMENTUM).powi(of as i32);
         for spec in self.params.buffers().to_vec() {
             let range = spec.offset..spec.offset + spec.len;

@@ -2,6 +2,8 @@ use super::*;
 use crate::engine::hash_state_bytes;
 use argosy_common::config::Precision;
 
+mod locks;
+
 const HYPER: ApplyHyper = ApplyHyper {
     lr: 2e-3,
     beta1: 0.9,

@@ -1,6 +1,7 @@
 use super::*;
 use crate::clip::{ModelConfig, Params, weights};
 use crate::engine::ToyEngine;
+use crate::eval::ModelArgs;
 use std::fs;
 
 #[test]
@@ -33,8 +34,8 @@ fn classifier_rows_are_normalised_means_of_normalised_prompts() {
         ["cat".to_owned(), "dog".into()],
         ["{}".to_owned(), "a {}".into(), "{} x".into()],
     );
-    let weights = classifier(&mut engine, &classes, &templates, 2).unwrap();
     let tokenizer = Tokenizer::new(8);
+    let weights = classifier(&mut engine, &tokenizer, &classes, &templates, 2).unwrap();
     for (class, row) in classes.iter().zip(weights.chunks(4)) {
         let mut sum = [0.0f64; 4];
         for template in &templates {
@@ -105,6 +106,7 @@ fn evaluate(change: impl Fn(&mut serde_json::Value, &mut Params)) -> Result<Repo
     let shard: Vec<u8> = members.iter().flat_map(|(name, data)| record(name, data)).collect();
     fs::write(at("t.tar"), [shard, vec![0; 1024]].concat()).unwrap();
     run(&EvalArgs {
+        how: ModelArgs::default(),
         checkpoint: folder.path().to_path_buf(),
         data: at("t.tar").display().to_string(),
         classes: at("classes"),
