@@ -158,6 +158,13 @@ fn index_of_the_version_before_is_read_under_its_old_name() {
     );
 }
 
+/// How long this thread has been on a processor.
+fn processor_time() -> std::time::Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("a kernel with schedstat");
+    let nanoseconds = stat.split_whitespace().next().and_then(|first| first.parse().ok());
+    std::time::Duration::from_nanos(nanoseconds.expect("nanoseconds"))
+}
+
 #[test]
 fn index_of_200000_shards_opens_at_once() {
     let shard = |i: u32| ShardRecord {
@@ -180,12 +187,13 @@ fn index_of_200000_shards_opens_at_once() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("large");
     Index::from_body(&body).expect("made").write(&path).expect("written");
-    let began = std::time::Instant::now();
+    let began = processor_time();
     let index = Index::open(&path).expect("opened");
-    let took = began.elapsed();
+    let took = processor_time() - began;
     println!("opened in {took:?}");
-    // The promise is 100 ms on a quiet machine (bench `index`); a loaded one gets five times that.
-    assert!(took.as_millis() < 500, "{took:?}");
+    // The promise is 100 ms of a quiet machine (bench `index`). This thread's own time on a processor is judged, whatever
+    // else the machine does, and twice the promise, since other work evicts caches.
+    assert!(took.as_millis() < 200, "{took:?}");
     let last = SampleId {
         source: 0,
         shard: 199_999,

@@ -119,7 +119,7 @@ mod tests {
         let golden = json!({"open_clip": "3.3.0", "torch": "2.11.0"});
         let page = render(cases, &[entry(1, 1.0, true), entry(2, 2.0, true)], &golden, 3);
         assert!(
-            page.contains("| vit |  | 0.500 |") && page.contains("2 comparisons: all hold"),
+            page.contains("| vit | | 0.500 |") && page.contains("2 comparisons: all hold"),
             "{page}"
         );
         let page = render(cases, &[entry(1, 1.0, true), entry(2, 8.0, false)], &golden, 3);
