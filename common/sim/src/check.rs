@@ -205,9 +205,10 @@ impl<R: Rules> World<R> {
                 self.checks.oracle.recorded(&record);
                 let trained = self.checks.trained.get(&last).copied().unwrap_or(0);
                 // A member that has closed it says that no other can be further than one step ahead. If none has, its lease is
-                // over, and nobody applies anything in it.
+                // over, and nobody begins to apply anything in it; who stands still in an APPLY that began under the lease
+                // may still end it, and the state does not count then (G1).
                 let acknowledged = self.checks.closed.values().any(|closed| *closed >= last);
-                let most = trained.max(base.step) + u64::from(acknowledged);
+                let most = trained.max(base.step) + u64::from(acknowledged || self.applies_in(last));
                 self.checks.followed.insert(last, most);
                 self.one_step_lost(last);
                 let owned =
@@ -254,6 +255,12 @@ impl<R: Rules> World<R> {
             | Record::CheckpointOpened { .. }
             | Record::RunFinished { .. } => {}
         }
+    }
+
+    /// Somebody is between the first and the last write of an APPLY of `generation`.
+    fn applies_in(&self, generation: Generation) -> bool {
+        let mut trainers = self.processes.iter().map(|p| &p.trainer);
+        trainers.any(|t| t.dirty && t.inside.as_ref().is_some_and(|i| i.plan.generation == generation))
     }
 
     /// No member of the new generation holds a newer state that counts, and no manifest does (G1).
