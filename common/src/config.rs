@@ -165,6 +165,8 @@ pub struct FailureConfig {
     pub failure_budget_ms: u64,
     /// Failures of workers by their own error in a row (without a step between) that end the run.
     pub worker_errors_max: u32,
+    /// Steps in a row that are passed over because their numbers are not finite, before the run ends.
+    pub nonfinite_max: u32,
 }
 
 impl Default for WorkersConfig {
@@ -205,6 +207,7 @@ impl Default for FailureConfig {
         Self {
             failure_budget_ms: 5_000,
             worker_errors_max: 5,
+            nonfinite_max: 3,
         }
     }
 }

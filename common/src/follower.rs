@@ -125,6 +125,7 @@ impl<R: Rules> Follower<R> {
             Event::StreamLost => self.stream_lost(now),
             Event::Unreachable => self.try_again(),
             Event::SignalReceived => self.drain(now),
+            Event::Noticed { grace_ms } => self.leave_within(grace_ms, now),
             Event::TrainerFormed { generation } => {
                 if self.phase != Phase::Forming(generation) {
                     return Vec::new();
@@ -283,11 +284,23 @@ impl<R: Rules> Follower<R> {
 
     /// The first signal asks for a boundary, if there is one to wait for; the second does not.
     fn drain(&mut self, now: Tick) -> Vec<Command> {
-        if self.leave_by.is_some() || self.settings.grace_ms == 0 || self.current().is_none() {
+        if self.leave_by.is_some() || self.settings.grace_ms == 0 {
             return self.exit(0, "asked to end by a signal");
         }
-        let grace_ms = self.settings.grace_ms;
-        self.leave_by = Some(now + grace_ms);
+        self.leave_within(self.settings.grace_ms, now)
+    }
+
+    /// Leaves in order, once: at a boundary, if there is one to wait for.
+    fn leave_within(&mut self, grace_ms: u64, now: Tick) -> Vec<Command> {
+        let by = now.saturating_add(grace_ms);
+        if let Some(at) = self.leave_by.as_mut() {
+            *at = by.min(*at); // a later notice may leave less time
+            return Vec::new();
+        }
+        if self.current().is_none() {
+            return self.exit(0, "asked to leave outside a generation");
+        }
+        self.leave_by = Some(by);
         self.tell(FromWorker::Draining { grace_ms })
     }
 

@@ -130,7 +130,7 @@ pub enum StepRecord {
         name: StateName,
         /// In which generation.
         gen_: Generation,
-        /// `w3`, `manifest` or `seed`.
+        /// `manifest`, `seed`, or the members that gave slices of it, as in `w3` or `w1,w3`.
         from: String,
     },
 }

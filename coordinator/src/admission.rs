@@ -76,7 +76,8 @@ impl Guests {
         let mut known = self.known();
         let worker = hello.worker;
         let known_before = worker <= past || known.used.contains(&worker);
-        if hello.returning && known_before {
+        let returning = hello.returning.is_some();
+        if returning && known_before {
             if known.inside.contains(&worker) {
                 return Err(Status::already_exists(format!(
                     "worker id {worker} is still connected; its old stream has to break first"
@@ -87,7 +88,7 @@ impl Guests {
                 "worker id {worker} was used before; every process needs an id of its own above {past}"
             )));
         }
-        if self.by_invitation && !hello.returning && !known.expected.contains(&worker) {
+        if self.by_invitation && !returning && !known.expected.contains(&worker) {
             return Err(Status::not_found(format!(
                 "worker id {worker} is not expected: this coordinator starts its workers itself"
             )));
@@ -116,6 +117,24 @@ impl Door {
         }
     }
 
+    /// A state of another run is none of this one's, whatever its name.
+    // A status is what the session answers with, whatever its size.
+    #[allow(clippy::result_large_err)]
+    fn check_run(&self, hello: &Hello) -> Result<(), Status> {
+        let Some(theirs) = hello.returning else { return Ok(()) };
+        let differs = if theirs.config_hash != self.welcome.job.config_hash() {
+            "training configuration"
+        } else if theirs.index_hash != self.welcome.index_hash {
+            "index"
+        } else {
+            return Ok(());
+        };
+        Err(Status::failed_precondition(format!(
+            "worker {} holds a state of a run with another {differs}; end it and start it anew",
+            hello.worker
+        )))
+    }
+
     /// The class that the worker will be of with what the welcome tells it.
     fn effective_class(&self, hello: &Hello) -> NumericClass {
         let class = NumericClass::parse(&hello.numeric_class).in_run(&self.welcome.job.train);
@@ -129,6 +148,7 @@ impl Door {
 #[tonic::async_trait]
 impl Doorman for Door {
     async fn admit(&self, hello: Hello) -> Result<Admission, Status> {
+        self.check_run(&hello)?;
         let class = self.effective_class(&hello);
         self.guests.enter(&hello, &class, self.past)?;
         let worker = hello.worker;
@@ -179,7 +199,7 @@ mod tests {
                 worker: WorkerId(worker),
                 pid: 1,
                 numeric_class: class.into(),
-                returning: false,
+                returning: None,
             };
             guests.enter(&hello, &NumericClass::parse(class), WorkerId(0))
         };

@@ -103,6 +103,7 @@ impl CoordinatorOptions {
             seed: job.seed,
             policy: Policy {
                 outage_max_ms: self.outage_max_ms,
+                nonfinite_max: job.failure.nonfinite_max,
                 ..Policy::default()
             },
         }

@@ -14,7 +14,7 @@ use argosy_rpc::server::{Limits, serve};
 use ractor::{Actor, ActorCell, ActorRef};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -27,6 +27,9 @@ pub const EVENTS_FILE: &str = "events.jsonl";
 const SPARE_CONNECTIONS: usize = 64;
 /// After an election that could not be held.
 const ELECTION_PAUSE: Duration = Duration::from_millis(500);
+/// Reigns that a failed actor ended so soon, in a row, before it counts as a bug that nothing mends.
+const BROKEN_MAX: u32 = 3;
+const SHORT_REIGN: Duration = Duration::from_secs(60);
 /// Connections may take so long to close at the end.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -55,7 +58,7 @@ pub async fn run(
 /// nothing more to anybody, and stands again. A stop ends a standby, and the run if this one leads.
 ///
 /// # Errors
-/// As [`run`]; a store that is away is waited for.
+/// As [`run`]; a store that is away is waited for, and a reign that a failed actor ended is followed by another election.
 pub async fn lead(
     options: CoordinatorOptions,
     store: Arc<dyn MetaStore>,
@@ -67,21 +70,27 @@ pub async fn lead(
         let reason = "a coordinator among others needs an address that workers know".into();
         return Err(CoordinatorError::BadOptions { reason });
     };
+    let mut broken = Broken::default();
     loop {
         let wait = match store.campaign(&address).await {
             Ok(Campaign::Elected(reign)) => {
+                let began = Instant::now();
                 let ended = reign_over(&options, &spawner, &mut orders, Arc::clone(&reign)).await;
+                if let Err(CoordinatorError::Store(error)) = &ended
+                    && error.is_deposed()
+                {
+                    tracing::warn!(%error, "this coordinator does not lead any more");
+                    continue;
+                }
+                if let Err(error) = reign.resign().await {
+                    tracing::debug!(%error, "the lease is left to run out");
+                }
                 match ended {
-                    Err(CoordinatorError::Store(error)) if error.is_deposed() => {
-                        tracing::warn!(%error, "this coordinator does not lead any more");
-                        continue;
+                    Err(error) if broken.may_stand_again(&error, began.elapsed()) => {
+                        tracing::error!(%error, "this reign is over; standing again with what the store holds");
+                        Wait::Pause
                     }
-                    ended => {
-                        if let Err(error) = reign.resign().await {
-                            tracing::debug!(%error, "the lease is left to run out");
-                        }
-                        return ended;
-                    }
+                    ended => return ended,
                 }
             }
             Ok(Campaign::Taken(seen)) => {
@@ -100,6 +109,26 @@ pub async fn lead(
                 return Ok(Outcome::Interrupted { name: StateName::INITIAL });
             }
         }
+    }
+}
+
+/// Reigns that broke without an end of the run. Of what they did in the last moment nobody knows what came of it, so the next
+/// one begins with what the store holds, here or in another process.
+#[derive(Default)]
+struct Broken {
+    in_a_row: u32,
+}
+
+impl Broken {
+    fn may_stand_again(&mut self, error: &CoordinatorError, lasted: Duration) -> bool {
+        let actor = match error {
+            CoordinatorError::ActorFailed { .. } => true,
+            CoordinatorError::Store(StoreError::Unknown { .. } | StoreError::Unreachable { .. }) => false,
+            _ => return false,
+        };
+        self.in_a_row = if lasted < SHORT_REIGN { self.in_a_row + 1 } else { 1 };
+        // A store that is away comes back; a bug that is met again at once does not go away.
+        !actor || self.in_a_row <= BROKEN_MAX
     }
 }
 

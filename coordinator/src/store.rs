@@ -7,7 +7,6 @@
 //!        └──────────────────────────────┘
 //! ```
 
-mod clock;
 mod etcd;
 mod redb_store;
 

@@ -15,6 +15,7 @@ pub mod model;
 pub mod optim;
 pub mod parity;
 pub mod peer;
+pub mod preempt;
 pub mod profile;
 pub mod steplog_writer;
 pub mod trainer;

@@ -9,7 +9,7 @@ use anyhow::Context;
 use argosy_common::config::Job;
 use argosy_common::exit::Exit;
 use argosy_common::ids::WorkerId;
-use argosy_worker::agent::{self, JoinOptions};
+use argosy_worker::agent::{self, JoinOptions, LeaveArgs};
 use argosy_worker::eval::{self, EvalArgs, SheetArgs};
 use argosy_worker::gpu::{self, CheckArgs};
 use argosy_worker::hub::embed::{self, EmbedArgs};
@@ -55,15 +55,17 @@ enum Output {
 enum Command {
     /// Join a coordinator and train until the run is over
     Join {
-        /// The coordinator, http://host:port
-        #[arg(long, value_name = "URL")]
-        endpoint: String,
+        /// A coordinator, http://host:port; given several times, of which one leads
+        #[arg(long = "endpoint", value_name = "URL", required = true)]
+        endpoints: Vec<String>,
         /// File that holds the token
         #[arg(long, value_name = "FILE")]
         token_file: PathBuf,
         /// Id that the coordinator gave this worker
         #[arg(long, value_name = "N")]
         worker: u32,
+        #[command(flatten)]
+        leave: LeaveArgs,
     },
     /// Print size and parts of a job's model as JSON
     DescribeModel {
@@ -183,9 +185,10 @@ fn start_logging(format: LogFormat) {
 fn carry_out(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Join {
-            endpoint,
+            endpoints,
             token_file,
             worker,
+            leave,
         } => {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
@@ -193,9 +196,10 @@ fn carry_out(command: Command) -> Result<Exit, Failure> {
                 .build()
                 .map_err(|e| (Exit::NoCapacity, format!("no threads for the runtime: {e}")))?;
             let ended = runtime.block_on(agent::join(JoinOptions {
-                endpoint,
+                endpoints,
                 token_file,
                 worker: WorkerId(worker),
+                leave,
             }));
             runtime.shutdown_background();
             ended

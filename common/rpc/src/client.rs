@@ -33,8 +33,17 @@ pub struct Hello {
     pub pid: u32,
     /// Device, build and precision (rule N2).
     pub numeric_class: String,
-    /// It was a worker of this run before and lost its stream.
-    pub returning: bool,
+    /// It was a worker before, lost its stream, and holds a state of this run.
+    pub returning: Option<Returning>,
+}
+
+/// The run whose state a worker holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Returning {
+    /// Digest of its training configuration.
+    pub config_hash: u64,
+    /// Digest of its index.
+    pub index_hash: u64,
 }
 
 /// What a worker has to know of its run.
@@ -114,6 +123,14 @@ pub enum RpcError {
         /// The coordinator's.
         theirs: u32,
     },
+    /// It leads another run than the one this worker holds a state of.
+    #[error("the coordinator at {endpoint} leads another run: {reason}")]
+    OtherRun {
+        /// Where.
+        endpoint: String,
+        /// What differs.
+        reason: String,
+    },
     /// It broke the protocol.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -132,7 +149,7 @@ impl RpcError {
                 tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => Exit::Unavailable,
                 _ => Exit::Conflict,
             },
-            Self::OtherVersion { .. } | Self::Wire(_) => Exit::Conflict,
+            Self::OtherVersion { .. } | Self::OtherRun { .. } | Self::Wire(_) => Exit::Conflict,
         }
     }
 }

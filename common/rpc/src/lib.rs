@@ -5,12 +5,13 @@
 //! nothing that arrives: [`wire`] checks every list, text and number against limits and names the field that is wrong.
 
 pub mod client;
+pub mod clock;
 pub mod frame;
 pub mod server;
 pub mod tls;
 pub mod wire;
 
-pub use client::{Hello, RpcError, Session, Welcome, connect, connect_with};
+pub use client::{Hello, Returning, RpcError, Session, Welcome, connect, connect_with};
 pub use tls::Tls;
 
 /// Generated from `proto/argosy/v1/session.proto`.

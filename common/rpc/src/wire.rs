@@ -5,7 +5,7 @@
 mod checkpoint;
 mod failure;
 
-use crate::client::{Hello, Welcome};
+use crate::client::{Hello, Returning, Welcome};
 use crate::proto;
 use argosy_common::config::{JOB_FILE_BYTES_MAX, Job};
 use argosy_common::events::{FromWorker, PartInfo, StepReport, ToWorker};
@@ -124,7 +124,9 @@ pub fn encode_hello(hello: &Hello, protocol_version: u32) -> proto::WorkerMessag
             worker_id: hello.worker.0,
             pid: hello.pid,
             numeric_class: hello.numeric_class.clone(),
-            returning: hello.returning,
+            returning: hello.returning.is_some(),
+            config_hash: hello.returning.map_or(0, |run| run.config_hash),
+            index_hash: hello.returning.map_or(0, |run| run.index_hash),
         })),
     }
 }
@@ -141,7 +143,10 @@ pub fn decode_hello(hello: proto::Hello) -> Checked<Hello> {
         worker: WorkerId(hello.worker_id),
         pid: hello.pid,
         numeric_class: name("hello.numeric_class", hello.numeric_class)?,
-        returning: hello.returning,
+        returning: hello.returning.then_some(Returning {
+            config_hash: hello.config_hash,
+            index_hash: hello.index_hash,
+        }),
     })
 }
 

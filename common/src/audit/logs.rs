@@ -193,8 +193,9 @@ impl Walk<'_> {
             StateSource::Seed => from == "seed",
             StateSource::Manifest { .. } => from == "manifest",
             StateSource::Peers => {
-                let peer = worker_of(from).filter(|peer| Some(*peer) != self.worker);
-                peer.is_some_and(|peer| formed.members.contains(&peer))
+                let other = |peer: &WorkerId| Some(*peer) != self.worker && formed.members.contains(peer);
+                from.split(',')
+                    .all(|peer| worker_of(peer).is_some_and(|peer| other(&peer)))
             }
         };
         match fits {

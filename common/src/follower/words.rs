@@ -166,6 +166,11 @@ pub enum Event {
     },
     /// SIGTERM or Ctrl-C reached this process; the second one does not wait.
     SignalReceived,
+    /// The machine will be taken away: its provider's notice leaves so long (rule G13).
+    Noticed {
+        /// Grace from now.
+        grace_ms: u64,
+    },
     /// It is time for a heartbeat.
     HeartbeatDue,
 }

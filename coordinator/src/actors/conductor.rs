@@ -9,15 +9,17 @@ use argosy_common::conductor::{Command, Conductor, Event, Tick};
 use argosy_common::events::{FromWorker, Manifest, Outcome, RunEvent, ToWorker};
 use argosy_common::ids::WorkerId;
 use argosy_common::shape::RunShape;
+use argosy_rpc::clock;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// A process that ended has closed its stream; what it said last is read within this time, or not at all.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// After the end workers may take so long to leave by themselves, and as long again after they were killed.
+/// After the end, or after they hung up, workers may take so long to leave by themselves, and after the end as long again
+/// when they were killed.
 const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 
 pub(crate) struct Shell;
@@ -49,6 +51,8 @@ pub(crate) enum Msg {
     Due { at: Tick },
     /// A process ended a while ago; its stream has had its time.
     LastWordsOver { worker: WorkerId },
+    /// A worker that was dismissed after it had ended its session had its time to leave.
+    Remains { worker: WorkerId },
     /// Workers had their time to leave; the second time nothing more is waited for.
     LeaveOver { killed: bool },
 }
@@ -56,8 +60,8 @@ pub(crate) enum Msg {
 /// Everything the shell needs.
 pub(crate) struct Args {
     pub(crate) brain: Conductor,
-    /// The brain's clock is the milliseconds since then.
-    pub(crate) began: Instant,
+    /// The brain's clock is the milliseconds since then, suspended time included: leases are counted by it.
+    pub(crate) began_ms: u64,
     pub(crate) endpoint: String,
     pub(crate) spawner: Arc<dyn Spawner>,
     pub(crate) guests: Arc<Guests>,
@@ -115,7 +119,7 @@ impl Actor for Shell {
 
 impl State {
     fn now(&self) -> Tick {
-        self.args.began.elapsed().as_millis() as Tick
+        clock::now_ms().saturating_sub(self.args.began_ms)
     }
 
     /// What a message means to the brain.
@@ -176,6 +180,10 @@ impl State {
                 }
                 vec![Event::Ticked]
             }
+            Msg::Remains { worker } => {
+                self.kill(worker);
+                Vec::new()
+            }
             Msg::LeaveOver { killed } => {
                 self.leave_over(myself, killed);
                 Vec::new()
@@ -214,10 +222,12 @@ impl State {
             Command::SpawnWorker { worker } => return Some(self.spawn(worker)),
             Command::Dismiss { worker, reason } => {
                 tracing::info!(%worker, reason, "a worker is dismissed");
-                self.sessions.remove(&worker);
+                let hung_up = self.sessions.remove(&worker).is_none();
                 self.args.guests.forget(worker);
-                if self.children.contains(&worker) {
-                    self.args.spawner.kill(worker);
+                // Who has ended the session by itself is about to end, and shall say how.
+                match hung_up {
+                    true => drop(myself.send_after(LEAVE_WITHIN, move || Msg::Remains { worker })),
+                    false => self.kill(worker),
                 }
             }
             Command::WriteManifest {
@@ -247,6 +257,12 @@ impl State {
             }
         }
         None
+    }
+
+    fn kill(&self, worker: WorkerId) {
+        if self.children.contains(&worker) {
+            self.args.spawner.kill(worker);
+        }
     }
 
     fn spawn(&mut self, worker: WorkerId) -> Event {

@@ -15,7 +15,7 @@ use object_store::ObjectStore;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -78,7 +78,7 @@ impl Actor for Root {
         }
         let shell = conductor::Args {
             brain: args.brain,
-            began: Instant::now(),
+            began_ms: argosy_rpc::clock::now_ms(),
             endpoint: args.endpoint,
             spawner: args.spawner,
             guests: args.guests,

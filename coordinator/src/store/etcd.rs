@@ -16,9 +16,10 @@ mod reign;
 
 pub use client::{EtcdOptions, EtcdTls, LEASE_MIN};
 
-use super::{Campaign, MetaStore, Sighting, StoreError, clock};
+use super::{Campaign, MetaStore, Sighting, StoreError};
 use argosy_common::events::Record;
 use argosy_common::ids::Term;
+use argosy_rpc::clock;
 use client::{Etcd, Trouble};
 use etcd_client::{
     Compare, CompareOp, EventType, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,

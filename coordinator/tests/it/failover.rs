@@ -6,9 +6,12 @@ use crate::story::{Story, in_time, options};
 use crate::{generations, steps, succeeded, worker};
 use argosy_common::events::{Record, RunEvent};
 use argosy_common::ids::{Generation, StateName, WorkerId};
-use argosy_coordinator::{CoordinatorOptions, Outcome};
+use argosy_coordinator::store::{Campaign, MetaStore, RedbPlace, Sighting, StoreError};
+use argosy_coordinator::{CoordinatorError, CoordinatorOptions, EVENTS_FILE, META_FILE, Outcome};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A port of loopback that was free a moment ago: a coordinator binds it when it is elected, not before.
@@ -159,6 +162,69 @@ async fn members_train_on_while_etcd_is_away_longer_than_the_leaders_lease() {
     succeeded(&house.first.outcome().await.unwrap());
     assert_eq!(house.formed().await, before, "its next reign kept the generation");
     house.first.world.assert_clean();
+}
+
+/// A store over a file that mends something when somebody stands for the second time.
+#[derive(Debug)]
+struct Mending {
+    place: RedbPlace,
+    campaigns: AtomicU32,
+    /// Where events cannot be written at first.
+    broken: PathBuf,
+}
+
+#[tonic::async_trait]
+impl MetaStore for Mending {
+    async fn campaign(&self, address: &str) -> Result<Campaign, StoreError> {
+        if self.campaigns.fetch_add(1, Ordering::SeqCst) == 1 {
+            std::fs::remove_file(&self.broken).unwrap();
+        }
+        self.place.campaign(address).await
+    }
+
+    async fn vacated(&self, seen: &Sighting) -> Result<(), StoreError> {
+        self.place.vacated(seen).await
+    }
+
+    async fn records(&self) -> Result<Vec<Record>, StoreError> {
+        self.place.records().await
+    }
+}
+
+/// Events go to a device that is always full: the journal fails with its first line. A bug that stays ends it in the end.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failed_actor_ends_a_reign_and_the_next_one_goes_on_from_the_store() {
+    for mends in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = CoordinatorOptions {
+            listen: Some(free()),
+            ..options(dir.path(), 1, 0)
+        };
+        let events = dir.path().join(EVENTS_FILE);
+        std::os::unix::fs::symlink("/dev/full", &events).unwrap();
+        let store = Arc::new(Mending {
+            place: RedbPlace::new(dir.path().join(META_FILE)),
+            campaigns: AtomicU32::new(if mends { 0 } else { 2 }),
+            broken: events,
+        });
+        let mut story = Story::stand(options, store.clone(), None);
+        story.world.open_gate(u64::MAX);
+        let ended = story.outcome().await;
+        if mends {
+            succeeded(&ended.unwrap());
+        } else {
+            let error = ended.unwrap_err();
+            assert!(
+                matches!(error, CoordinatorError::ActorFailed { actor: "journal", .. }),
+                "{error}"
+            );
+            assert!(
+                store.campaigns.load(Ordering::SeqCst) == 2 + 4,
+                "it stood again before it gave up"
+            );
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,15 +8,15 @@ use argosy_common::ids::{Generation, StateName, WorkerId};
 use argosy_common::plan::Plan;
 use argosy_common::steplog::StepRecord;
 use argosy_coordinator::attempt_prefix;
-use argosy_rpc::{Hello, RpcError, Session, connect};
+use argosy_rpc::{Hello, Returning, RpcError, Session, connect};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub(crate) async fn join(endpoint: &str, worker: WorkerId) -> Result<Session, RpcError> {
-    enter(endpoint, worker, false).await
+    enter(endpoint, worker, None).await
 }
 
-async fn enter(endpoint: &str, worker: WorkerId, returning: bool) -> Result<Session, RpcError> {
+async fn enter(endpoint: &str, worker: WorkerId, returning: Option<Returning>) -> Result<Session, RpcError> {
     let hello = Hello {
         worker,
         pid: worker.0,
@@ -37,7 +37,7 @@ pub(crate) async fn live(world: World, worker: WorkerId, endpoint: String) {
 /// A worker that knows several coordinators, of which one leads.
 pub(crate) async fn live_among(world: World, worker: WorkerId, endpoints: Vec<String>) {
     let session = loop {
-        if let Some(session) = find(&endpoints, worker, false).await {
+        if let Some(session) = find(&endpoints, worker, None).await {
             break session;
         }
         tokio::time::sleep(Duration::from_millis(50)).await; // nobody leads yet
@@ -45,7 +45,7 @@ pub(crate) async fn live_among(world: World, worker: WorkerId, endpoints: Vec<St
     work(world, worker, session, endpoints).await;
 }
 
-async fn find(endpoints: &[String], worker: WorkerId, returning: bool) -> Option<Session> {
+async fn find(endpoints: &[String], worker: WorkerId, returning: Option<Returning>) -> Option<Session> {
     for endpoint in endpoints {
         if let Ok(session) = enter(endpoint, worker, returning).await {
             return Some(session);
@@ -141,7 +141,12 @@ impl Life {
 
     async fn reconnect(&mut self, endpoints: &[String]) -> Event {
         self.reconnect_at = None;
-        match find(endpoints, self.trainer.worker, true).await {
+        let ours = &self.session.welcome;
+        let returning = Returning {
+            config_hash: ours.job.config_hash(),
+            index_hash: ours.index_hash,
+        };
+        match find(endpoints, self.trainer.worker, Some(returning)).await {
             Some(session) => {
                 self.session = session;
                 self.connected = true;

@@ -174,6 +174,17 @@ impl Run {
         }
     }
 
+    /// Waits until the run folder has this file.
+    pub(crate) fn wait_for_file(&mut self, name: &str) {
+        let started = Instant::now();
+        while !self.dir.join(name).is_file() {
+            if self.poll_end() || started.elapsed() > DEADLINE {
+                self.fail(&format!("there is no {name}"));
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
     /// All events up to now.
     pub(crate) fn events(&mut self) -> Vec<RunEvent> {
         self.events.read_more();
@@ -277,6 +288,11 @@ pub(crate) fn kill_worker(pid: u32) {
 /// Lets a worker stand still, as a frozen machine does.
 pub(crate) fn stop_worker(pid: u32) {
     kill(Pid::from_raw(pid as i32), Signal::SIGSTOP).expect("the worker is alive");
+}
+
+/// Asks a worker's process to end, as a scheduler does before it kills.
+pub(crate) fn ask_to_leave(pid: u32) {
+    kill(Pid::from_raw(pid as i32), Signal::SIGTERM).expect("the worker is alive");
 }
 
 /// A worker that was started, with its process.

@@ -162,42 +162,63 @@ fn story_checkpoints_by_the_clock_come_without_any_by_position() {
     leave(&mut run, &dir, second, true);
 }
 
+/// Twin in the simulator: `object-torn`.
 #[test]
-fn story_damaged_checkpoint_is_passed_over_and_told_and_the_older_one_gives_the_same_bits() {
+fn story_damaged_checkpoints_of_every_kind_are_passed_over_and_told_and_the_older_one_gives_the_same_bits() {
     let _turn = my_turn();
-    let stage = stage(EPOCHS, "[checkpoint]\nevery_samples = 240\n");
+    let stage = stage(EPOCHS, "[checkpoint]\nevery_samples = 240\nkeep_last = 10\n");
     let dir = stage.path("run");
     let mut run = start(&stage, &dir, 2);
-    leave(&mut run, &dir, 40, true);
-    let newest = head(&dir);
-    let (_, out, _) = harness::argosy_to_end(&["checkpoints", text(&dir), "-o", "json"]);
-    let listed: serde_json::Value = serde_json::from_str(&out).expect("JSON");
-    let lines = listed["checkpoints"].as_array().expect("a list").clone();
-    let key = lines.iter().find(|l| l["state"] == "head").expect("a head")["key"]
-        .as_str()
-        .expect("a key")
-        .to_owned();
-    let part = dir
-        .join("checkpoints")
-        .join(key.replace("manifest.json", "part-00000.safetensors"));
-    let mut bytes = std::fs::read(&part).expect("a part");
-    *bytes.last_mut().expect("bytes") ^= 1;
-    std::fs::write(&part, bytes).expect("a part");
+    leave(&mut run, &dir, 60, true);
+    let keys = committed(&dir); // newest first
+    assert!(keys.len() >= 5, "{keys:?}");
+    let part = |key: &str| {
+        let name = key.replace("manifest.json", "part-00000.safetensors");
+        dir.join("checkpoints").join(name)
+    };
+    let mut flipped = std::fs::read(part(&keys[0])).expect("a part");
+    *flipped.last_mut().expect("bytes") ^= 1;
+    std::fs::write(part(&keys[0]), &flipped).expect("a part");
+    std::fs::copy(part(&keys[4]), part(&keys[1])).expect("a part of another state");
+    let whole = std::fs::read(part(&keys[2])).expect("a part");
+    std::fs::write(part(&keys[2]), &whole[..whole.len() / 2]).expect("half a part");
+    std::fs::remove_file(part(&keys[3])).expect("a part");
 
     let mut run = start(&stage, &dir, 1);
-    let rejected = run.wait_for_event("the checkpoint is rejected", |event| match event {
-        RunEvent::CheckpointRejected { key, reason } => Some((key.clone(), reason.clone())),
-        _ => None,
-    });
-    assert!(rejected.0 == key && rejected.1.contains("checksum"), "{rejected:?}");
-    let resumed = run.wait_for_event("the run resumes", |event| match event {
-        RunEvent::Resumed { name, .. } if name.step < newest => Some(name.step),
-        _ => None,
-    });
-    assert!(resumed > 0, "an older checkpoint is used: {}", run.dump());
+    for (key, why) in keys
+        .iter()
+        .zip(["checksum", "checksum", "bytes, the manifest says", "part-00000"])
+    {
+        let reason = run.wait_for_event("the checkpoint is rejected", |event| match event {
+            RunEvent::CheckpointRejected { key: of, reason } if of == key => Some(reason.clone()),
+            _ => None,
+        });
+        assert!(reason.contains(why), "{key}: {reason}");
+    }
     assert_eq!(run.wait_for_end(), 0, "{}", run.dump());
+    let events = run.events();
+    let rejected = events
+        .iter()
+        .filter(|e| matches!(e, RunEvent::CheckpointRejected { .. }));
+    assert_eq!(rejected.count(), 4, "{}", run.dump());
     audit(&dir);
     assert!(weights(&dir) == undisturbed(&stage), "the bits differ");
+}
+
+/// Keys of the manifests of a run, newest first.
+fn committed(dir: &Path) -> Vec<String> {
+    let (_, out, _) = harness::argosy_to_end(&["checkpoints", text(dir), "-o", "json"]);
+    let listed: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let lines = listed["checkpoints"].as_array().expect("a list");
+    let mut keys: Vec<(u64, String)> = lines
+        .iter()
+        .map(|line| {
+            let key = line["key"].as_str().expect("a key").to_owned();
+            (line["step"].as_u64().expect("a step"), key)
+        })
+        .collect();
+    keys.sort();
+    keys.into_iter().rev().map(|(_, key)| key).collect()
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod buckets;
 mod harness;
 mod leave;
 mod shards;
+mod trouble;
 
 use argosy_common::events::RunEvent;
 use argosy_common::exit::Exit;

@@ -1,14 +1,14 @@
 //! From the coordinator's welcome to a warm trainer.
 
 use crate::checkpoint::PartStore;
-use crate::clip::ModelConfig;
 use crate::clip::config::VisionKind;
 use crate::clip::locks::Locks;
+use crate::clip::{ModelConfig, Preprocess};
 use crate::engine::{TorchEngine, TorchOptions};
 use crate::hub::Start;
 use crate::optim::{DecayRule, LayerDecay};
 use crate::trainer::failpoint::FAILPOINT_VARIABLE;
-use crate::trainer::{Aborts, Emit, Failpoint, Setup, Trainer};
+use crate::trainer::{Aborts, Emit, Failpoint, Lease, Origin, Setup, Trainer};
 use crate::{device, model};
 use argosy_common::config;
 use argosy_common::exit::Exit;
@@ -29,6 +29,7 @@ pub(crate) fn trainer(
     welcome: &Welcome,
     worker: WorkerId,
     aborts: Aborts,
+    lease: Lease,
     emit: Emit,
 ) -> Result<Trainer<TorchEngine, Loader>, (Exit, String)> {
     let data_error = |e: DataError| (e.exit(), e.to_string());
@@ -73,6 +74,7 @@ pub(crate) fn trainer(
     let options = torch_options(job, threads).map_err(|message| (Exit::BadConfig, message))?;
     let start = Start::of(&job.model, Path::new(&welcome.job_dir));
     let digest = job.model.pretrained_digest.clone();
+    let origin = origin(welcome, &model, &preprocess);
     let setup = Setup {
         run: welcome.run.clone(),
         worker,
@@ -87,10 +89,23 @@ pub(crate) fn trainer(
             Ok(engine)
         }),
         aborts,
+        lease,
+        origin,
         failpoint: Arc::new(failpoint(worker, Path::new(&welcome.run_dir))?),
         emit,
     };
     Trainer::new(setup, loader)
+}
+
+/// What a copy of the state says of itself, besides its parts.
+fn origin(welcome: &Welcome, config: &ModelConfig, preprocess: &Preprocess) -> Origin {
+    Origin {
+        config_hash: welcome.job.config_hash(),
+        index_hash: welcome.index_hash,
+        // A job that was read can be written.
+        job: serde_json::to_value(&welcome.job).unwrap_or_default(),
+        model: model::describe(config, preprocess, false).model,
+    }
 }
 
 /// The disk cache that the job names.

@@ -2,40 +2,57 @@
 //! says. No policy here.
 
 pub(crate) mod assemble;
+mod line;
 mod shell;
 
 use crate::crash;
-use argosy_common::events::ToWorker;
+use crate::preempt::{self, Provider, Watch};
+use crate::trainer::{Aborts, Lease};
 use argosy_common::exit::Exit;
-use argosy_common::follower::{Event, TrainerOrder};
+use argosy_common::follower::{Event, Settings, TrainerOrder};
 use argosy_common::ids::WorkerId;
-use argosy_rpc::{Hello, Session, Welcome};
+use argosy_rpc::{Hello, Welcome};
+use line::{Calls, Line};
 use ractor::{Actor, ActorRef};
-use shell::{Shell, ShellArgs, Told};
+use shell::{Ended, Shell, ShellArgs, Told};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
-
-/// The trainer gets so long to end its step and its uploads after it was told to quit.
-const QUIT_PATIENCE: Duration = Duration::from_secs(5);
-/// Last words get so long to reach the coordinator.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
+use tokio::sync::oneshot;
 
 /// How a worker joins.
 #[derive(Clone, Debug)]
 pub struct JoinOptions {
-    /// The coordinator, `http://host:port`.
-    pub endpoint: String,
+    /// The coordinators, `http://host:port` each. Of several one leads; the others are asked when it is gone.
+    pub endpoints: Vec<String>,
     /// File that holds the token.
     pub token_file: PathBuf,
     /// The id the coordinator gave.
     pub worker: WorkerId,
+    /// When and how it leaves.
+    pub leave: LeaveArgs,
 }
 
-/// Lives as a worker until the run is over, the coordinator is gone, or nothing can go on.
+/// Shorter than the half minute after which most schedulers kill.
+const GRACE_S: u64 = 25;
+
+/// How a worker leaves a run that goes on (rule G13).
+#[derive(Clone, Debug, clap::Args)]
+pub struct LeaveArgs {
+    /// Seconds that SIGTERM leaves to hand lanes over at a boundary; 0 ends at once
+    #[arg(long, value_name = "S", default_value_t = GRACE_S)]
+    pub grace_s: u64,
+    /// Leave when this cloud announces the machine's end; nothing is asked without it
+    #[arg(long, value_enum, value_name = "CLOUD")]
+    pub notices: Option<Provider>,
+    /// Address of the cloud's metadata service, if it is not the usual one
+    #[arg(long, value_name = "URL", requires = "notices")]
+    pub notices_url: Option<String>,
+}
+
+/// Lives as a worker until the run is over, no coordinator was found for too long, or nothing can go on.
 ///
 /// # Errors
 /// The exit code and a sentence.
@@ -50,26 +67,34 @@ pub async fn join(options: JoinOptions) -> Result<Exit, (Exit, String)> {
         worker: options.worker,
         pid: std::process::id(),
         numeric_class: assemble::numeric_class().to_string(),
-        returning: false,
+        returning: None,
     };
-    let session = argosy_rpc::connect(&options.endpoint, token.trim(), hello)
-        .await
-        .map_err(|e| (e.exit(), e.to_string()))?;
-    let Session {
-        welcome,
-        outgoing,
-        incoming,
-    } = session;
+    let calls = Calls::new(options.endpoints, token.trim().to_owned(), hello);
+    let session = calls.first().await.map_err(|e| (e.exit(), e.to_string()))?;
+    let welcome = session.welcome.clone();
     crash::set_place(welcome.run_dir.as_ref(), options.worker);
     tracing::info!(run = welcome.run, worker = %options.worker, "joined");
 
     let (orders, taken) = channel();
     let (ended, end) = oneshot::channel();
-    let aborts = crate::trainer::Aborts::default();
+    let aborts = Aborts::default();
+    let lease = match welcome.leases {
+        true => Lease::needed(),
+        false => Lease::not_needed(),
+    };
     let args = ShellArgs {
+        settings: Settings {
+            worker: options.worker.0,
+            seed: welcome.job.seed,
+            leases: welcome.leases,
+            orphan_max_ms: welcome.orphan_max_ms,
+            grace_ms: options.leave.grace_s.saturating_mul(1000),
+        },
         orders,
-        outgoing,
+        line: Line::new(calls, welcome.clone()),
+        session,
         aborts: aborts.clone(),
+        lease: lease.clone(),
         ended,
     };
     let failed = |what: &str, e: &dyn std::fmt::Display| (Exit::Panic, format!("{what}: {e}"));
@@ -78,35 +103,44 @@ pub async fn join(options: JoinOptions) -> Result<Exit, (Exit, String)> {
         .map_err(|e| failed("no agent", &e))?;
 
     let heartbeat_ms = welcome.heartbeat_ms.max(1);
-    let trainer_done = start_trainer(welcome, options.worker, aborts, taken, shell.clone())
+    let cuts = Cuts { aborts, lease };
+    let trainer_done = start_trainer(welcome, options.worker, cuts, taken, shell.clone())
         .map_err(|e| failed("no thread for the trainer", &e))?;
-    let listening = tokio::spawn(listen(incoming, shell.clone()));
-    let beating = tokio::spawn(beat(heartbeat_ms, shell.clone()));
-    let signals = tokio::spawn(heed_signals(shell.clone()));
+    let beside = [
+        tokio::spawn(beat(heartbeat_ms, shell.clone())),
+        tokio::spawn(heed_signals(shell.clone())),
+        tokio::spawn(heed_notices(options.leave, shell.clone())),
+    ];
 
-    let (code, reason) = end.await.unwrap_or((Exit::Panic.code(), "the agent ended".into()));
+    let Ended { code, reason, patience } = end.await.unwrap_or(Ended {
+        code: Exit::Panic.code(),
+        reason: "the agent ended".into(),
+        patience: Duration::ZERO,
+    });
     tracing::info!(code, reason, "leaving");
-    beating.abort();
-    signals.abort();
-    let trainer = tokio::time::timeout(QUIT_PATIENCE, trainer_done).await;
-    if trainer.is_err() {
+    beside.iter().for_each(tokio::task::JoinHandle::abort);
+    if tokio::time::timeout(patience, trainer_done).await.is_err() {
         tracing::warn!("the trainer is still busy and is left behind");
     }
-    // Its end drops the sending half; the coordinator ends the other half when it has read everything.
     shell.stop(None);
     let _ = shell_task.await;
-    let _ = tokio::time::timeout(FLUSH_PATIENCE, listening).await;
     match Exit::from_code(i32::from(code)) {
         Exit::Ok => Ok(Exit::Ok),
         exit => Err((exit, reason)),
     }
 }
 
+/// How the agent reaches into the trainer's thread.
+struct Cuts {
+    aborts: Aborts,
+    lease: Lease,
+}
+
 /// Starts the trainer's thread. The receiver resolves when it has ended.
 fn start_trainer(
     welcome: Welcome,
     worker: WorkerId,
-    aborts: crate::trainer::Aborts,
+    cuts: Cuts,
     orders: Receiver<TrainerOrder>,
     shell: ActorRef<Told>,
 ) -> std::io::Result<oneshot::Receiver<()>> {
@@ -120,7 +154,7 @@ fn start_trainer(
         let _ = told.cast(Told::Happened(event));
     });
     std::thread::Builder::new().name("trainer".into()).spawn(move || {
-        let work = || match assemble::trainer(&welcome, worker, aborts, emit.clone()) {
+        let work = || match assemble::trainer(&welcome, worker, cuts.aborts, cuts.lease, emit.clone()) {
             Ok(mut trainer) => trainer.run(&orders),
             Err((exit, message)) => emit(Event::TrainerFailed {
                 exit: exit.code(),
@@ -135,13 +169,6 @@ fn start_trainer(
     Ok(ended)
 }
 
-async fn listen(mut incoming: mpsc::Receiver<ToWorker>, shell: ActorRef<Told>) {
-    while let Some(message) = incoming.recv().await {
-        let _ = shell.cast(Told::Happened(Event::Heard(message)));
-    }
-    let _ = shell.cast(Told::Happened(Event::StreamLost));
-}
-
 /// From the runtime and not from the trainer: a long step is no death.
 async fn beat(every_ms: u64, shell: ActorRef<Told>) {
     let mut interval = tokio::time::interval(Duration::from_millis(every_ms));
@@ -154,14 +181,37 @@ async fn beat(every_ms: u64, shell: ActorRef<Told>) {
     }
 }
 
+async fn heed_notices(leave: LeaveArgs, shell: ActorRef<Told>) {
+    let Some(provider) = leave.notices else { return };
+    let watch = Watch {
+        provider,
+        url: leave.notices_url,
+    };
+    preempt::watch(&watch, |notice| {
+        tracing::warn!(
+            reason = notice.reason,
+            grace_s = notice.grace.as_secs(),
+            "this machine will be taken away"
+        );
+        let grace_ms = u64::try_from(notice.grace.as_millis()).unwrap_or(u64::MAX);
+        let _ = shell.cast(Told::Happened(Event::Noticed { grace_ms })); // leaving already
+    })
+    .await;
+}
+
 async fn heed_signals(shell: ActorRef<Told>) {
     let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         tracing::warn!("signals cannot be heeded; SIGTERM ends this worker in mid step");
         return;
     };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
+    // The second one does not wait any more.
+    loop {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if shell.cast(Told::Happened(Event::SignalReceived)).is_err() {
+            return;
+        }
     }
-    let _ = shell.cast(Told::Happened(Event::SignalReceived));
 }

@@ -144,6 +144,14 @@ impl PartStore {
         }
     }
 
+    /// As [`Self::create`], where no asynchronous code is near.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_now(&self, key: &str, payload: Bytes) -> Result<(), CheckpointError> {
+        self.block_on(self.create(key, vec![payload]))
+    }
+
     /// All bytes of an object of at most `bytes_max`.
     ///
     /// # Errors

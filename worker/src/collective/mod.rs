@@ -12,6 +12,7 @@ pub mod tree;
 pub use abort::AbortHandle;
 
 use argosy_rpc::frame::FrameError;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::ops::Range;
 
@@ -65,6 +66,15 @@ impl Sentinel {
     }
 }
 
+/// How far a member has come in a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Collectives entered.
+    pub entered: u32,
+    /// Bytes received, by rank.
+    pub received: BTreeMap<usize, u64>,
+}
+
 /// What the members of a generation do together. All of them call the same methods in the same order.
 pub trait Collective: Debug + Send {
     /// This member's rank, `0..size`.
@@ -107,6 +117,11 @@ pub trait Collective: Debug + Send {
     /// # Errors
     /// Any [`CollectiveError`]; `bytes` is worthless then.
     fn broadcast(&mut self, root: usize, bytes: &mut [u8]) -> Result<()>;
+
+    /// How far this member has come in the step at hand (rule G10).
+    fn progress(&self) -> Progress {
+        Progress::default()
+    }
 
     /// Last collective of a step: tells that this rank has come so far, and whether its own gradient was finite.
     ///

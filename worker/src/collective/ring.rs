@@ -8,8 +8,8 @@
 mod route;
 
 use super::{
-    AbortHandle, Collective, CollectiveError, Result, Sentinel, block_places, check_root, chunk_range, owned_chunk,
-    read_sentinel, sentinel_word,
+    AbortHandle, Collective, CollectiveError, Progress, Result, Sentinel, block_places, check_root, chunk_range,
+    owned_chunk, read_sentinel, sentinel_word,
 };
 use argosy_rpc::frame::{Fence, FrameHeader, FrameKind, HEADER_BYTES};
 use argosy_torch_ext::bytes_of_mut;
@@ -37,6 +37,9 @@ pub struct RingCollective {
     abort: AbortHandle,
     sent: u32,
     received: u32,
+    /// Collectives entered in this step, and bytes received in it.
+    entered: u32,
+    step_bytes: u64,
     out: Outgoing,
     inbox: Incoming,
 }
@@ -100,6 +103,8 @@ impl RingCollective {
             abort,
             sent: 0,
             received: 0,
+            entered: 0,
+            step_bytes: 0,
             out: Outgoing::default(),
             inbox,
         }
@@ -125,6 +130,7 @@ impl RingCollective {
 
     /// Goes the whole route over `buffer`.
     fn travel(&mut self, buffer: &mut [u8], route: &Route) -> Result<()> {
+        self.entered = self.entered.saturating_add(1);
         let Some(links) = self.links.take() else {
             return Err(CollectiveError::Mismatch("a way round the ring without a peer".into()));
         };
@@ -219,7 +225,10 @@ impl RingCollective {
             };
             match socket.read(into) {
                 Ok(0) => return Err(self.lost(self.prev_rank(), "it closed the connection")),
-                Ok(n) => self.inbox.done += n,
+                Ok(n) => {
+                    self.inbox.done += n;
+                    self.step_bytes += n as u64;
+                }
                 Err(e) if not_now(&e) => return Ok(progress),
                 Err(e) => return Err(self.lost(self.prev_rank(), e)),
             }
@@ -295,6 +304,16 @@ impl Collective for RingCollective {
 
     fn begin_step(&mut self, step: u64) {
         self.fence.step = step;
+        self.entered = 0;
+        self.step_bytes = 0;
+    }
+
+    fn progress(&self) -> Progress {
+        let prev = self.links.as_ref().map(|_| (self.prev_rank(), self.step_bytes));
+        Progress {
+            entered: self.entered,
+            received: prev.into_iter().collect(),
+        }
     }
 
     fn all_gather(&mut self, mine: &[u8], lens: &[usize], out: &mut [u8]) -> Result<()> {

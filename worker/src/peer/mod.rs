@@ -1,10 +1,12 @@
 //! Connections between workers: the hello that opens them, the listener that takes them, and what is served there.
 
 mod heal;
+#[cfg(test)]
+mod heal_tests;
 mod hello;
 mod server;
 
-pub use heal::{Fetched, Snapshot, fetch};
+pub use heal::{Fetched, Snapshot, Wanted, fetch};
 pub use hello::{Hello, Purpose, connect};
 pub use server::PeerServer;
 

@@ -10,7 +10,7 @@ use argosy_common::plan::generation_secret;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 /// A caller has so long for each part of its hello.
@@ -198,11 +198,11 @@ fn answer(mut socket: TcpStream, shared: &Shared, run_secret: &[u8]) {
 }
 
 /// Who heals may call before the own trainer has posted its state; `None` when the generation is over first.
-fn wait_for_snapshot(shared: &Shared, generation: Generation) -> Option<Arc<Snapshot>> {
+fn wait_for_snapshot(shared: &Shared, generation: Generation) -> Option<Weak<Snapshot>> {
     let mut board = shared.lock();
     loop {
         match &board.snapshot {
-            Some((g, snapshot)) if *g == generation => return Some(snapshot.clone()),
+            Some((g, snapshot)) if *g == generation => return Some(Arc::downgrade(snapshot)),
             _ if board.over >= Some(generation) => return None,
             _ => board = shared.wait(board),
         }

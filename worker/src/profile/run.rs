@@ -3,7 +3,7 @@
 use super::report::{Profile, Step};
 use super::{ProfileArgs, machine, trace};
 use crate::agent;
-use crate::trainer::{Aborts, Emit};
+use crate::trainer::{Aborts, Emit, Lease};
 use argosy_common::config::{Job, Precision};
 use argosy_common::exit::Exit;
 use argosy_common::follower::{Event, TrainerOrder};
@@ -95,7 +95,7 @@ fn train(args: &ProfileArgs, welcome: &Welcome, progress: &dyn Fn(&str)) -> Resu
     // One step warms up and is left out; the recording begins with it, since it has to begin before the thread.
     let recording = Recording::start();
     let (orders, taken) = channel();
-    let mut trainer = agent::assemble::trainer(welcome, WORKER, Aborts::default(), emit)?;
+    let mut trainer = agent::assemble::trainer(welcome, WORKER, Aborts::default(), Lease::not_needed(), emit)?;
     let thread = std::thread::Builder::new()
         .name("trainer".into())
         .spawn(move || trainer.run(&taken))

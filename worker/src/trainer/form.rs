@@ -2,27 +2,27 @@
 
 use super::{BatchSource, Halt, Held, InGeneration, Trainer};
 use crate::collective::{AbortHandle, Collective, ring::RingCollective};
-use crate::engine::{Engine, hash_state_bytes};
-use crate::peer::{self, Hello, PeerError, Purpose, Snapshot};
+use crate::engine::Engine;
+use crate::peer::{self, Hello, Purpose, Snapshot, Wanted};
 use argosy_common::events::FromWorker;
 use argosy_common::exit::Exit;
 use argosy_common::follower::Event;
 use argosy_common::hash::digest64;
 use argosy_common::ids::Generation;
-use argosy_common::plan::{Plan, StateSource, generation_secret};
+use argosy_common::plan::{Member, Plan, StateSource, generation_secret};
 use argosy_common::steplog::StepRecord;
 use argosy_rpc::frame::Fence;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 impl<E: Engine, S: BatchSource> Trainer<E, S> {
     pub(super) fn form(&mut self, plan: Plan) -> Result<InGeneration, Halt> {
         let generation = plan.generation;
         let abort = self.setup.aborts.open(generation);
         let Some(rank) = plan.rank_of(self.setup.worker) else {
-            return Err(Halt::Left(Some(format!(
+            return Err(Halt::left(format!(
                 "{} is no member of {generation}",
                 self.setup.worker
-            ))));
+            )));
         };
         self.server.close(Generation(generation.0.saturating_sub(1)));
         // Batches are made while states travel.
@@ -38,7 +38,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             self.heal(&plan, fence, &abort)?;
         } else if self.held != Held::Clean(plan.base) {
             let why = format!("the plan takes {:?} for {}; it has to heal", self.held, plan.base);
-            return Err(Halt::Left(Some(why)));
+            return Err(Halt::left(why));
         } else if plan.source == StateSource::Peers && plan.members.iter().any(|m| m.heals) {
             self.post_snapshot(&plan, fence);
         }
@@ -56,16 +56,14 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
     }
 
     fn post_snapshot(&self, plan: &Plan, fence: Fence) {
-        let mut bytes = Vec::new();
-        self.engine.export_state(&mut bytes);
-        let hash = hash_state_bytes(&bytes);
         self.server.post(
             plan.generation,
             Arc::new(Snapshot {
                 fence,
                 name: plan.base,
-                bytes,
-                hash,
+                state: Mutex::new(self.engine.state_reader()),
+                bytes: self.engine.state_len(),
+                hash: self.engine.state_hash(),
                 log: self.history.whole(),
             }),
         );
@@ -83,7 +81,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             }
             StateSource::Manifest { key } => {
                 let bytes = self.restore(key, plan)?;
-                self.take_over(&bytes, None, plan)?;
+                self.take_over(&bytes, plan)?;
                 self.history.clear();
                 "manifest".to_owned()
             }
@@ -98,30 +96,27 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         self.write_log(&record)
     }
 
-    /// Tries the holders one after the other, each healing member beginning with another one.
+    /// Takes slices from all holders at once, each healing member beginning with another one.
     fn heal_from_peers(&mut self, plan: &Plan, fence: Fence, abort: &AbortHandle) -> Result<String, Halt> {
-        let secret = generation_secret(&self.setup.run_secret, plan.generation);
-        let holders: Vec<_> = plan.holders().collect();
-        let first = plan.rank_of(self.setup.worker).unwrap_or(0);
-        let mut last = Halt::Left(Some(format!("nobody in {} holds {}", plan.generation, plan.base)));
-        for turn in 0..holders.len() {
-            let holder = holders[(first + turn) % holders.len()];
-            match peer::fetch(&holder.addr, fence, secret, self.engine.state_len(), abort) {
-                Ok(fetched) => {
-                    self.take_over(&fetched.bytes, Some(fetched.hash), plan)?;
-                    self.history
-                        .take_over(&fetched.log)
-                        .map_err(|why| Halt::Left(Some(why)))?;
-                    return Ok(holder.worker.to_string());
-                }
-                Err(PeerError::Aborted) => return Err(Halt::Left(None)),
-                Err(error) => {
-                    tracing::warn!(from = %holder.worker, %error, "healing failed");
-                    last = error.into();
-                }
-            }
+        let mut holders: Vec<&Member> = plan.holders().collect();
+        if holders.is_empty() {
+            return Err(Halt::left(format!("nobody in {} holds {}", plan.generation, plan.base)));
         }
-        Err(last)
+        let first = plan.rank_of(self.setup.worker).unwrap_or(0) % holders.len();
+        holders.rotate_left(first);
+        let addresses: Vec<String> = holders.iter().map(|m| m.addr.clone()).collect();
+        let wanted = Wanted {
+            holders: &addresses,
+            fence,
+            secret: generation_secret(&self.setup.run_secret, plan.generation),
+            bytes: self.engine.state_len(),
+        };
+        let fetched = peer::fetch(wanted, abort)?;
+        self.take_over(&fetched.bytes, plan)?;
+        self.history.take_over(&fetched.log).map_err(Halt::left)?;
+        let from = fetched.from.iter().filter_map(|i| holders.get(*i));
+        let from: Vec<String> = from.map(|m| m.worker.to_string()).collect();
+        Ok(from.join(","))
     }
 
     /// Reads the base state from its checkpoint. One that is damaged is no reason to end the run: the coordinator is told,
@@ -136,13 +131,14 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
                 damaged: error.is_damage(),
                 reason: reason.clone(),
             }));
-            Halt::Left(Some(reason))
+            Halt::left(reason)
         })
     }
 
-    fn take_over(&mut self, bytes: &[u8], hash: Option<u64>, plan: &Plan) -> Result<(), Halt> {
+    /// Swaps in what was checked whole before.
+    fn take_over(&mut self, bytes: &[u8], plan: &Plan) -> Result<(), Halt> {
         let before = std::mem::replace(&mut self.held, Held::Dirty);
-        match self.engine.import_state(bytes, hash) {
+        match self.engine.import_state(bytes, None) {
             Ok(()) => {
                 self.held = Held::Clean(plan.base);
                 Ok(())
@@ -176,7 +172,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             .server
             .take_ring(plan.generation, ((rank + size - 1) % size) as u32, abort)?;
         let ring = RingCollective::new(rank, size, fence, next, prev, abort.clone())
-            .map_err(|e| Halt::Left(Some(format!("the ring's sockets: {e}"))))?;
+            .map_err(|e| Halt::left(format!("the ring's sockets: {e}")))?;
         Ok(Box::new(ring))
     }
 

@@ -51,8 +51,8 @@ pub(super) struct Whole {
     lane_valid: Vec<u32>,
     /// Rows that take no part.
     pub(super) masked: Vec<MaskedRow>,
-    /// First row whose features are not finite: lane and row.
-    pub(super) not_finite: Option<(u32, u32)>,
+    /// Rows whose features are not finite: lane and row.
+    pub(super) not_finite: Vec<(u32, u32)>,
     /// Owner of each of the `V` rows.
     row_owners: Vec<u32>,
 }
@@ -157,7 +157,7 @@ impl Layout {
                 None => return Err(format!("rank {owner} says {} of row {row} of lane {lane}", codes[row])),
             }
             if finite[row] == 0 {
-                whole.not_finite.get_or_insert((lane, row as u32));
+                whole.not_finite.push((lane, row as u32));
             }
             if own {
                 whole.own.push(whole.valid as u32);
@@ -332,7 +332,7 @@ mod tests {
                 reason: MaskReason::Caption
             }]
         );
-        assert_eq!((whole.valid, whole.not_finite), (4, Some((0, 1))));
+        assert_eq!((whole.valid, &whole.not_finite), (4, &vec![(0, 1)]));
 
         let lse = |from: f32| OwnLse {
             r: vec![from, from + 1.0],

@@ -40,6 +40,11 @@ impl History {
         self.lines.retain(|(s, _)| *s > step);
     }
 
+    /// Steps of the state that the lines begin behind; `step` where there are none.
+    pub(super) fn begins(&self, step: u64) -> u64 {
+        self.lines.first().map_or(step, |(first, _)| first.saturating_sub(1))
+    }
+
     /// All lines, to be handed over.
     pub(super) fn whole(&self) -> Vec<u8> {
         self.lines.iter().flat_map(|(_, line)| line.iter().copied()).collect()

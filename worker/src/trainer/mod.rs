@@ -7,18 +7,22 @@
 //! What is trained at a step does not depend on who computes it; see [`step`] for the step itself, top to bottom.
 
 pub mod aborts;
+mod copy;
 pub mod failpoint;
 mod form;
 mod gather;
 mod history;
 mod lanes;
+mod lease;
 mod overlap;
 mod save;
 mod source;
 mod step;
 
 pub use aborts::Aborts;
+pub use copy::Origin;
 pub use failpoint::Failpoint;
+pub use lease::Lease;
 pub use source::BatchSource;
 
 use crate::checkpoint::{Layout, PartStore, Uploader};
@@ -27,7 +31,7 @@ use crate::engine::{Engine, EngineError};
 use crate::peer::{PeerError, PeerServer};
 use crate::steplog_writer::StepLogWriter;
 use argosy_common::config::TrainConfig;
-use argosy_common::events::FromWorker;
+use argosy_common::events::{AbortReport, FromWorker, NotFinite};
 use argosy_common::exit::Exit;
 use argosy_common::follower::{Event, TrainerOrder};
 use argosy_common::ids::{Generation, StateName, WorkerId};
@@ -62,6 +66,10 @@ pub struct Setup<E> {
     pub make_engine: EngineFactory<E>,
     /// Cuts collectives off.
     pub aborts: Aborts,
+    /// The right to apply steps.
+    pub lease: Lease,
+    /// What a copy of the state says of itself.
+    pub origin: Origin,
     /// Holds a phase for a test's harness.
     pub failpoint: Arc<Failpoint>,
     /// Where events go.
@@ -112,17 +120,44 @@ struct CheckpointOrder {
 #[derive(Debug)]
 enum Halt {
     /// The generation, with a clean state; the cause unless it was asked to.
-    Left(Option<String>),
+    Left(Option<Cause>),
     /// The run: no other worker could do better.
     Failed { exit: Exit, message: String },
 }
 
+/// Why a generation broke, as this worker saw it (rules G10, G11).
+#[derive(Debug, Default)]
+struct Cause {
+    why: String,
+    /// The rank whose connection broke or carried what must not be used.
+    lost: Option<usize>,
+    not_finite: Option<NotFinite>,
+}
+
+impl From<String> for Cause {
+    fn from(why: String) -> Self {
+        Self { why, ..Self::default() }
+    }
+}
+
+impl Halt {
+    /// Leaves the generation, for a reason that is nobody's link and no number.
+    fn left(why: impl Into<String>) -> Self {
+        Self::Left(Some(Cause::from(why.into())))
+    }
+}
+
 impl From<CollectiveError> for Halt {
     fn from(error: CollectiveError) -> Self {
-        match error {
-            CollectiveError::Aborted => Self::Left(None),
-            other => Self::Left(Some(other.to_string())),
-        }
+        let lost = match &error {
+            CollectiveError::Aborted => return Self::Left(None),
+            CollectiveError::PeerLost { rank, .. } | CollectiveError::Frame { rank, .. } => Some(*rank),
+            CollectiveError::Mismatch(_) => None,
+        };
+        Self::Left(Some(Cause {
+            lost,
+            ..Cause::from(error.to_string())
+        }))
     }
 }
 
@@ -130,7 +165,7 @@ impl From<PeerError> for Halt {
     fn from(error: PeerError) -> Self {
         match error {
             PeerError::Aborted => Self::Left(None),
-            other => Self::Left(Some(other.to_string())),
+            other => Self::left(other.to_string()),
         }
     }
 }
@@ -158,6 +193,8 @@ pub struct Trainer<E, S> {
     held: Held,
     inside: Option<InGeneration>,
     checkpoint: Option<CheckpointOrder>,
+    /// Word for what a step is doing.
+    phase: &'static str,
     /// Reused from step to step.
     buffers: gather::Buffers,
 }
@@ -197,6 +234,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             held,
             inside: None,
             checkpoint: None,
+            phase: "",
             buffers,
         })
     }
@@ -262,7 +300,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
                         Ok(())
                     }
                     Err(Halt::Left(cause)) => {
-                        self.stopped(generation, cause);
+                        self.stopped(generation, cause.map(|c| c.why));
                         Ok(())
                     }
                     Err(failed) => Err(failed),
@@ -321,7 +359,11 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
                 self.emit(Event::Passed(FromWorker::Primed { generation, lanes }));
                 Ok(())
             }
-            TrainerOrder::EmergencyCopy | TrainerOrder::Quit => Ok(()),
+            TrainerOrder::EmergencyCopy => {
+                self.emergency_copy();
+                Ok(())
+            }
+            TrainerOrder::Quit => Ok(()),
         }
     }
 
@@ -341,7 +383,10 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         match halt {
             Halt::Left(cause) => {
                 if let Some(inside) = self.inside.take() {
-                    self.stopped(inside.plan.generation, cause);
+                    if let Some(cause) = &cause {
+                        self.report_abort(&inside, cause);
+                    }
+                    self.stopped(inside.plan.generation, cause.map(|c| c.why));
                 }
                 true
             }
@@ -355,6 +400,27 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
                 false
             }
         }
+    }
+
+    /// Tells how a step broke before it is told that the generation is left (rule G10).
+    fn report_abort(&self, inside: &InGeneration, cause: &Cause) {
+        let Held::Clean(name) = self.held else { return };
+        let progress = inside.collective.progress();
+        let named = |rank: usize| inside.plan.members.get(rank).map(|m| m.worker);
+        let report = AbortReport {
+            generation: inside.plan.generation,
+            step: name.step,
+            phase: self.phase.to_owned(),
+            entered: progress.entered,
+            received: progress
+                .received
+                .into_iter()
+                .filter_map(|(rank, n)| Some((named(rank)?, n)))
+                .collect(),
+            lost_links: cause.lost.and_then(named).into_iter().collect(),
+            not_finite: cause.not_finite.clone(),
+        };
+        self.emit(Event::Passed(FromWorker::Aborted { report }));
     }
 
     /// Tells that the generation is left (rule G3): its connections are cut first, so nothing is applied in it any more.

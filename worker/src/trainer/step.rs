@@ -1,10 +1,10 @@
 //! One step, top to bottom. Replicated state changes in APPLY only, and only behind a complete sentinel (rules G2, G4).
 
 use super::gather::{Layout, Whole, pack_lse};
-use super::{BatchSource, Halt, Held, InGeneration, Trainer};
+use super::{BatchSource, Cause, Halt, Held, InGeneration, Trainer};
 use crate::engine::{ApplyHyper, ApplyOut, Encoded, Engine, RowsIn, all_finite};
 use argosy_common::config::BatchNorm;
-use argosy_common::events::{FromWorker, StepReport};
+use argosy_common::events::{FromWorker, NotFinite, StepReport};
 use argosy_common::exit::Exit;
 use argosy_common::follower::Event;
 use argosy_common::ids::StateName;
@@ -32,10 +32,13 @@ impl Timer {
         }
     }
 
-    pub(super) fn lap(&mut self, phase: &str) {
+    /// The time since the last lap goes to `phase`; gives it in milliseconds.
+    pub(super) fn lap(&mut self, phase: &str) -> f32 {
         let now = Instant::now();
-        *self.phase_ms.entry(phase.to_owned()).or_default() += (now - self.last).as_secs_f32() * 1e3;
+        let ms = (now - self.last).as_secs_f32() * 1e3;
+        *self.phase_ms.entry(phase.to_owned()).or_default() += ms;
         self.last = now;
+        ms
     }
 }
 
@@ -69,19 +72,25 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         timer.lap("load");
 
         self.hit("encode", step);
-        let encoded = if self.setup.train.deterministic {
+        let mut encoded = if self.setup.train.deterministic {
             self.encode_lanes(&batches)?
         } else {
             self.encode(&batches)?
         };
+        self.spoil(step, &batches, &mut encoded);
         timer.lap("encode");
 
         self.hit("gather", step);
         let whole = self.gather(inside, &batches, &encoded)?;
-        refuse_non_finite_rows(inside, &batches, &whole)?;
+        let skip = inside.plan.skip.clone().filter(|_| step == inside.plan.base.step);
+        if skip.is_none() {
+            refuse_non_finite_rows(&batches, &whole)?;
+        }
         timer.lap("gather");
 
-        let (outcome, own_finite) = if whole.valid < 2 {
+        let (outcome, own_finite) = if let Some(why) = skip {
+            (Outcome::PassedOver(why), true)
+        } else if whole.valid < 2 {
             (
                 Outcome::PassedOver(format!("{} valid rows, a contrast needs two", whole.valid)),
                 true,
@@ -105,7 +114,14 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         };
         // A checkpoint's copy may still read the weights (rule K2); this lap is its whole cost.
         self.engine.wait_for_readers();
-        timer.lap("checkpoint");
+        let copy_wait_ms = timer.lap("checkpoint");
+        if copy_wait_ms >= 1.0 {
+            tracing::info!(step, copy_wait_ms, "APPLY waited for a checkpoint's copy");
+        }
+        if !self.setup.lease.allows(inside.plan.generation, &inside.abort) {
+            return Err(Halt::Left(None));
+        }
+        timer.lap("lease");
         let hyper = hyper_at(&self.setup.train, step, self.setup.shape.total_steps());
         let applied = self.apply(&outcome, &hyper, next)?;
         timer.lap("apply");
@@ -142,8 +158,22 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         Ok(())
     }
 
-    pub(super) fn hit(&self, phase: &'static str, step: u64) {
+    pub(super) fn hit(&mut self, phase: &'static str, step: u64) {
+        self.phase = phase;
         self.setup.failpoint.hit(phase, step);
+    }
+
+    /// What a failpoint asks for: the first valid row of a lane gets a feature that is no number.
+    fn spoil(&self, step: u64, batches: &[LaneBatch], encoded: &mut Encoded) {
+        let lanes: Vec<u32> = batches.iter().map(|b| b.lane).collect();
+        let Some(lane) = self.setup.failpoint.spoils(step, &lanes) else {
+            return;
+        };
+        let valid = |b: &LaneBatch| b.states.iter().filter(|s| **s == RowState::Valid).count();
+        let before: usize = batches.iter().take_while(|b| b.lane != lane).map(valid).sum();
+        if let Some(value) = encoded.f.get_mut(before * encoded.dim) {
+            *value = f32::NAN;
+        }
     }
 
     /// LOAD: the batches of the own lanes.
@@ -222,9 +252,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         layout.pack(batches, own, &mut self.buffers.mine);
         let lens = layout.lens();
         self.exchange(inside, &lens)?;
-        layout
-            .unpack(inside.rank, &self.buffers.all)
-            .map_err(|why| Halt::Left(Some(why)))
+        layout.unpack(inside.rank, &self.buffers.all).map_err(Halt::left)
     }
 
     /// Gathers everybody's `mine`, of `lens[rank]` bytes each, into `all`.
@@ -290,31 +318,30 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
     /// SENTINEL: everybody has come so far, and every gradient was finite.
     fn sentinel(&mut self, inside: &mut InGeneration, own_finite: bool, outcome: &Outcome) -> Result<(), Halt> {
         let sentinel = inside.collective.sentinel(own_finite)?;
-        let size = inside.plan.members.len();
+        let plan = &inside.plan;
+        let size = plan.members.len();
         if sentinel.count != size {
-            return Err(Halt::Left(Some(format!(
+            return Err(Halt::left(format!(
                 "{} of {size} members reached the sentinel",
                 sentinel.count
-            ))));
-        }
-        let failed = |message: String| Halt::Failed {
-            exit: Exit::JobFailed,
-            message,
-        };
-        if !own_finite {
-            let lanes = inside.plan.lanes_of(inside.rank);
-            return Err(failed(format!(
-                "the gradient of lanes {lanes:?} is not finite; lower the learning rate"
             )));
         }
-        if let Some(rank) = sentinel.not_finite.first() {
-            return Err(Halt::Left(Some(format!("the gradient of rank {rank} is not finite"))));
+        let not_finite = |why: String, lanes: Vec<u32>, sum| {
+            let not_finite = Some(NotFinite { lanes, sum });
+            Err(Halt::Left(Some(Cause {
+                not_finite,
+                ..Cause::from(why)
+            })))
+        };
+        let guilty = &sentinel.not_finite;
+        if !guilty.is_empty() {
+            let lanes: Vec<u32> = guilty.iter().flat_map(|rank| plan.lanes_of(*rank)).collect();
+            return not_finite(format!("the gradient of lanes {lanes:?} is not finite"), lanes, false);
         }
         // Alone, the sum is the own gradient, which was looked at.
         if size > 1 && matches!(outcome, Outcome::Update { .. }) && !all_finite(self.engine.grads_flat()?) {
-            return Err(failed(
-                "the sum of finite gradients is not finite; lower the learning rate".into(),
-            ));
+            let why = "the sum of finite gradients is not finite".into();
+            return not_finite(why, Vec::new(), true);
         }
         Ok(())
     }
@@ -387,30 +414,23 @@ fn draw_of(seed: u64, batch: &LaneBatch, row: usize) -> u64 {
     xxh3_64_with_seed(format!("{}/{name}", batch.step).as_bytes(), seed)
 }
 
-/// A row that is not finite aborts the step before LOSS (rule G11). Its owner names the sample and ends the run; the others
-/// leave the generation.
-fn refuse_non_finite_rows(inside: &InGeneration, batches: &[LaneBatch], whole: &Whole) -> Result<(), Halt> {
-    let Some((lane, row)) = whole.not_finite else {
+/// A row that is not finite aborts the step before LOSS (rule G11). Everybody has seen it in the gather; its owner can name
+/// the sample.
+fn refuse_non_finite_rows(batches: &[LaneBatch], whole: &Whole) -> Result<(), Halt> {
+    let Some((lane, row)) = whole.not_finite.first() else {
         return Ok(());
     };
-    let Some(batch) = batches.iter().find(|b| b.lane == lane) else {
-        let owner = inside.plan.lanes.get(lane as usize).copied().unwrap_or_default();
-        return Err(Halt::Left(Some(format!(
-            "row {row} of lane {lane}, of rank {owner}, has features that are not finite"
-        ))));
-    };
-    let sample = batch
-        .samples
-        .get(row as usize)
-        .map_or_else(|| "unknown".into(), ToString::to_string);
-    let message = format!(
-        "lane {lane}, row {row}, sample {sample} (source/shard/row) has features that are not finite; the weights have \
-         diverged, lower the learning rate"
-    );
-    Err(Halt::Failed {
-        exit: Exit::JobFailed,
-        message,
-    })
+    let mut lanes: Vec<u32> = whole.not_finite.iter().map(|(lane, _)| *lane).collect();
+    lanes.dedup(); // they come in the order of lanes
+    let own = batches.iter().find(|b| b.lane == *lane);
+    let sample = own.and_then(|b| b.samples.get(*row as usize));
+    let sample = sample.map_or_else(String::new, |id| format!(", sample {id} (source/shard/row)"));
+    let rows = whole.not_finite.len();
+    let why = format!("lane {lane}, row {row}{sample} has features that are not finite ({rows} rows in all)");
+    Err(Halt::Left(Some(Cause {
+        not_finite: Some(NotFinite { lanes, sum: false }),
+        ..Cause::from(why)
+    })))
 }
 
 fn count_masked(whole: &Whole) -> BTreeMap<argosy_common::steplog::MaskReason, u32> {

@@ -16,7 +16,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// A tar archive of small files.
-fn tar(path: &Path, files: &[(&str, &[u8])]) {
+pub(crate) fn tar(path: &Path, files: &[(&str, &[u8])]) {
     let mut out = Vec::new();
     for (name, data) in files {
         let mut header = [0u8; 512];
@@ -37,7 +37,7 @@ fn tar(path: &Path, files: &[(&str, &[u8])]) {
 }
 
 /// A PNG of one colour: 8 bits, RGB, one stored block.
-fn png(side: u32, rgb: [u8; 3]) -> Vec<u8> {
+pub(crate) fn png(side: u32, rgb: [u8; 3]) -> Vec<u8> {
     fn crc(bytes: &[u8]) -> u32 {
         !bytes.iter().fold(u32::MAX, |crc, b| {
             (0..8).fold(crc ^ u32::from(*b), |c, _| {

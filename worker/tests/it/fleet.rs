@@ -1,6 +1,7 @@
 //! Trainers on threads of this process, over real loopback sockets, with a test in the coordinator's place.
 
 use argosy_common::config::TrainConfig;
+use argosy_common::events::{AbortReport, FromWorker, StepReport};
 use argosy_common::follower::{Event, TrainerOrder};
 use argosy_common::hash::digest64;
 use argosy_common::ids::{Generation, StateName, Term, WorkerId};
@@ -11,7 +12,7 @@ use argosy_common::steplog::{MaskReason, RowState, StepRecord, parse};
 use argosy_shard_loader::{LaneBatch, LoaderError};
 use argosy_worker::checkpoint::PartStore;
 use argosy_worker::engine::{Engine, EngineError, ToyEngine};
-use argosy_worker::trainer::{Aborts, BatchSource, Failpoint, Setup, Trainer};
+use argosy_worker::trainer::{Aborts, BatchSource, Failpoint, Lease, Origin, Setup, Trainer};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -156,7 +157,9 @@ pub(crate) struct Worker<E: Engine + 'static = ToyEngine> {
     events: Receiver<Event>,
     thread: JoinHandle<E>,
     /// Every step it reported.
-    pub(crate) reports: Vec<argosy_common::events::StepReport>,
+    pub(crate) reports: Vec<StepReport>,
+    /// How steps broke, as it reported.
+    pub(crate) aborted: Vec<AbortReport>,
 }
 
 pub(crate) fn start(id: u32, run_dir: &Path) -> Worker {
@@ -197,6 +200,8 @@ pub(crate) fn start_rig<E: Engine + 'static>(
         shape: rig.shape.clone(),
         make_engine: Box::new(make),
         aborts: aborts.clone(),
+        lease: Lease::not_needed(),
+        origin: Origin::default(),
         failpoint: Arc::new(Failpoint::none()),
         emit: Arc::new(move |event| {
             // A test that has ended listens no more.
@@ -218,9 +223,8 @@ pub(crate) fn start_rig<E: Engine + 'static>(
     let Ok(Event::TrainerReady { addr, name }) = events.recv_timeout(PATIENCE) else {
         panic!("not ready")
     };
-    let (id, reports) = (WorkerId(id), Vec::new());
     Worker {
-        id,
+        id: WorkerId(id),
         addr,
         name,
         aborts,
@@ -228,7 +232,8 @@ pub(crate) fn start_rig<E: Engine + 'static>(
         orders,
         events,
         thread,
-        reports,
+        reports: Vec::new(),
+        aborted: Vec::new(),
     }
 }
 
@@ -237,7 +242,7 @@ impl<E: Engine + 'static> Worker<E> {
         self.orders.send(order).unwrap();
     }
 
-    /// The next event that is not a step; steps are kept.
+    /// The next event that tells neither of a step nor how one broke; those are kept.
     pub(crate) fn event(&mut self) -> Event {
         loop {
             match self
@@ -249,6 +254,7 @@ impl<E: Engine + 'static> Worker<E> {
                     self.name = report.name;
                     self.reports.push(report);
                 }
+                Event::Passed(FromWorker::Aborted { report }) => self.aborted.push(report),
                 other => return other,
             }
         }

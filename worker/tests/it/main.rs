@@ -5,6 +5,7 @@
     reason = "helpers of tests fail their test by panicking"
 )]
 
+mod agent;
 mod catalogue;
 mod commands;
 mod determinism;

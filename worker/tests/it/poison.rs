@@ -1,14 +1,16 @@
-//! Values that are not finite never reach a state (rule G11, first form: the run ends and says where they came from).
+//! Values that are not finite never reach a state: the step breaks on all, with the guilty lanes, and is done again or passed
+//! over (rule G11). What is decided then is told by the conductor's stories; twin in the simulator: `nan-member`, `nan-data`.
 
-use crate::fleet::{Worker, form_and_run, plan, start_with};
-use argosy_common::follower::Event;
-use argosy_common::ids::StateName;
+use crate::fleet::{LANES, Worker, applied, form_and_run, plan, start_with};
+use argosy_common::events::{AbortReport, NotFinite};
+use argosy_common::ids::{Generation, StateName, WorkerId};
 use argosy_common::plan::StateSource;
+use argosy_common::steplog::StepRecord;
 use argosy_worker::engine::{
     ApplyHyper, ApplyOut, Encoded, Engine, GatheredLse, LossOut, OwnLse, Result, RowsIn, TensorSpec, ToyEngine,
 };
 
-/// What goes wrong, in the second step of one worker.
+/// What goes wrong in a worker's second step, when it is made for the first time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Poison {
     None,
@@ -23,8 +25,12 @@ struct Poisoned {
 }
 
 impl Poisoned {
-    fn now(&self, poison: Poison) -> bool {
-        self.poison == poison && self.toy.applied_steps() == 1
+    fn now(&mut self, poison: Poison) -> bool {
+        let now = self.poison == poison && self.toy.applied_steps() == 1;
+        if now {
+            self.poison = Poison::None;
+        }
+        now
     }
 }
 
@@ -101,9 +107,7 @@ impl Engine for Poisoned {
     }
 }
 
-/// Two workers, the second poisoned. Gives what it said and what the first said, after a healthy first step.
-fn poisoned(poison: Poison) -> (String, String) {
-    let dir = tempfile::tempdir().unwrap();
+fn fleet(dir: &std::path::Path, poison: [Poison; 2]) -> Vec<Worker<Poisoned>> {
     let make = |poison| {
         move || {
             Ok(Poisoned {
@@ -112,34 +116,125 @@ fn poisoned(poison: Poison) -> (String, String) {
             })
         }
     };
-    let mut workers: Vec<Worker<Poisoned>> = vec![
-        start_with(1, dir.path(), None, make(Poison::None)),
-        start_with(2, dir.path(), None, make(poison)),
-    ];
+    (1..)
+        .zip(poison)
+        .map(|(id, poison)| start_with(id, dir, None, make(poison)))
+        .collect()
+}
+
+/// What a worker says of a broken generation, and why it left.
+fn broke(worker: &mut Worker<Poisoned>, generation: u64) -> (AbortReport, String) {
+    let cause = worker.stopped(generation).unwrap();
+    (worker.aborted.pop().unwrap(), cause)
+}
+
+/// Two workers, the second poisoned; what both said after a healthy first step.
+fn poisoned(poison: Poison) -> [(AbortReport, String); 2] {
+    let dir = tempfile::tempdir().unwrap();
+    let mut workers = fleet(dir.path(), [Poison::None, poison]);
     let mut all: Vec<&mut Worker<Poisoned>> = workers.iter_mut().collect();
     let plan = plan(1, StateName::INITIAL, StateSource::Seed, &all, |lane| lane % 2);
     form_and_run(&plan, &mut all);
-    let Event::TrainerFailed { exit: 1, message } = all[1].event() else {
-        panic!("the guilty worker goes on")
+    let [first, second] = &mut workers[..] else {
+        panic!("two")
     };
-    let Some(cause) = all[0].stopped(1) else {
-        panic!("the other worker was not asked to stop")
-    };
-    assert!(all.iter().all(|w| w.name.step == 1), "nothing was applied");
-    (message, cause)
+    let said = [broke(first, 1), broke(second, 1)];
+    assert!(workers.iter().all(|w| w.name.step == 1), "nothing was applied");
+    said
+}
+
+fn lanes(lanes: &[u32]) -> Option<NotFinite> {
+    Some(NotFinite {
+        lanes: lanes.to_vec(),
+        sum: false,
+    })
 }
 
 #[test]
-fn feature_that_is_not_finite_ends_the_run_before_loss_and_names_lane_and_sample() {
-    let (message, cause) = poisoned(Poison::Feature);
+fn feature_that_is_not_finite_breaks_the_step_before_loss_and_all_name_its_lane() {
     // Worker 2 owns lanes 1, 3, 5; value 5 belongs to its second valid row.
-    assert!(message.contains("lane 1") && message.contains("sample 0/"), "{message}");
-    assert!(cause.contains("lane 1") && cause.contains("not finite"), "{cause}");
+    for (report, cause) in poisoned(Poison::Feature) {
+        assert_eq!((report.step, &*report.phase, report.entered), (1, "gather", 1));
+        assert_eq!(report.not_finite, lanes(&[1]));
+        assert!(cause.contains("lane 1") && cause.contains("not finite"), "{cause}");
+    }
 }
 
 #[test]
-fn gradient_that_is_not_finite_ends_the_run_before_apply_and_names_the_lanes() {
-    let (message, cause) = poisoned(Poison::Gradient);
-    assert!(message.contains("[1, 3, 5]"), "{message}");
-    assert!(cause.contains("rank 1"), "{cause}");
+fn owner_of_a_row_that_is_not_finite_names_the_sample() {
+    let [_, (_, cause)] = poisoned(Poison::Feature);
+    assert!(cause.contains("sample 0/"), "{cause}");
+}
+
+#[test]
+fn gradient_that_is_not_finite_breaks_the_step_before_apply_and_all_name_the_workers_lanes() {
+    for (report, cause) in poisoned(Poison::Gradient) {
+        assert_eq!((report.step, &*report.phase), (1, "sentinel"));
+        assert_eq!(report.not_finite, lanes(&[1, 3, 5]));
+        assert!(cause.contains("[1, 3, 5]"), "{cause}");
+    }
+}
+
+#[test]
+fn step_done_again_with_the_lanes_elsewhere_gives_the_bits_of_a_run_without_trouble() {
+    let ends = [Poison::None, Poison::Feature, Poison::Gradient].map(|poison| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut workers = fleet(dir.path(), [Poison::None, poison]);
+        let mut all: Vec<&mut Worker<Poisoned>> = workers.iter_mut().collect();
+        let first = plan(1, StateName::INITIAL, StateSource::Seed, &all, |lane| lane % 2);
+        form_and_run(&first, &mut all);
+        if poison != Poison::None {
+            for worker in &mut all {
+                broke(worker, 1);
+                assert_eq!(
+                    worker.name,
+                    StateName {
+                        step: 1,
+                        applied_gen: Generation(1)
+                    }
+                );
+            }
+            let again = plan(2, all[0].name, StateSource::Peers, &all, |lane| 1 - lane % 2);
+            form_and_run(&again, &mut all);
+        }
+        all.iter_mut().for_each(|w| w.reach(9));
+        workers.into_iter().map(Worker::quit).collect::<Vec<_>>()
+    });
+    assert!(ends.iter().flatten().all(|hash| *hash == ends[0][0]), "{ends:x?}");
+}
+
+#[test]
+fn step_passed_over_by_plan_changes_the_name_alone_and_is_logged_with_reason_and_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut workers = fleet(dir.path(), [Poison::None, Poison::Feature]);
+    let mut all: Vec<&mut Worker<Poisoned>> = workers.iter_mut().collect();
+    let first = plan(1, StateName::INITIAL, StateSource::Seed, &all, |lane| lane % 2);
+    form_and_run(&first, &mut all);
+    for worker in &mut all {
+        broke(worker, 1);
+    }
+    let mut over = plan(2, all[0].name, StateSource::Peers, &all, |lane| lane % 2);
+    over.skip = Some("lanes [1] are not finite".into());
+    form_and_run(&over, &mut all);
+    all[0].reach(2);
+    let report = all[0].reports.last().unwrap().clone();
+    assert_eq!(
+        (report.name.step, report.name.applied_gen, report.loss),
+        (2, Generation(2), None)
+    );
+    // The step behind it is an ordinary one again, and nothing of the plan's skip is left.
+    all.iter_mut().for_each(|w| w.reach(9));
+    let log = applied(dir.path(), WorkerId(1));
+    let StepRecord::Applied {
+        lanes, skipped, valid, ..
+    } = &log[1]
+    else {
+        panic!("{log:?}")
+    };
+    assert_eq!(skipped.as_deref(), Some("lanes [1] are not finite"));
+    assert!(lanes.len() == LANES as usize && *valid > 2, "{:?}", log[1]);
+    let skipped = |r: &StepRecord| matches!(r, StepRecord::Applied { skipped: Some(_), .. });
+    assert_eq!(log.iter().filter(|r| skipped(r)).count(), 1);
+    let applied: Vec<u64> = workers.into_iter().map(Worker::quit).collect();
+    assert_eq!(applied[0], applied[1]);
 }

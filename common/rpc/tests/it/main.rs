@@ -11,7 +11,7 @@ use argosy_common::exit::Exit;
 use argosy_common::ids::{Generation, StateName, Term, WorkerId};
 use argosy_rpc::client::connect_as;
 use argosy_rpc::server::{Admission, Doorman, Limits, ServeError, serve};
-use argosy_rpc::{Hello, PROTOCOL_VERSION, RpcError, Session, Welcome, connect, proto, wire};
+use argosy_rpc::{Hello, PROTOCOL_VERSION, Returning, RpcError, Session, Welcome, connect, proto, wire};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -104,7 +104,10 @@ fn hello(worker: u32) -> Hello {
         worker: WorkerId(worker),
         pid: 99,
         numeric_class: "cpu".into(),
-        returning: worker == 12,
+        returning: (worker == 12).then_some(Returning {
+            config_hash: 3,
+            index_hash: 4,
+        }),
     }
 }
 

@@ -172,6 +172,10 @@ fn doctored_heals_are_named() {
         |r| from(r, "w1"),
     );
     doctored(
+        "it healed to step 4 of gen 1 from `w2,w1`, where gen 2 takes it from another member",
+        |r| from(r, "w2,w1"),
+    );
+    doctored(
         "it healed to step 4 of gen 1 from `seed`, where gen 2 takes it from another member",
         |r| from(r, "seed"),
     );

@@ -2,6 +2,7 @@ use super::*;
 use argosy_common::events::MANIFEST_VERSION;
 use argosy_common::ids::{Generation, StateName};
 use argosy_common::steplog::{MaskReason, MaskedRow};
+use argosy_test_stores::{Fault, Faults, Op, Rule, S3Double};
 use object_store::memory::InMemory;
 
 fn state() -> State {
@@ -89,6 +90,59 @@ async fn manifest_written_again_is_the_same_one_and_never_another() {
     let other = Manifest { seed: 2, ..manifest };
     let refused = state.write(other).await.unwrap_err();
     assert!(refused.contains("exists with other content"), "{refused}");
+}
+
+/// Twin in the simulator: `two-leaders`.
+#[tokio::test]
+async fn leaders_who_race_for_one_manifest_in_a_bucket_leave_the_first_ones_and_both_know_which() {
+    let double = S3Double::start(Faults::default()).unwrap();
+    for round in 1..=8 {
+        let leaders = [1, 2].map(|_| State {
+            store: double.client("bucket").unwrap(),
+            last: None,
+        });
+        let [mut one, mut other] = leaders;
+        // A deposed leader and its successor: the same parts, another head before it.
+        let manifest = one.attempt(round, 1..=2, None).await;
+        let theirs = Manifest {
+            seed: 2,
+            ..manifest.clone()
+        };
+        let (ours, their_end) = tokio::join!(one.write(manifest.clone()), other.write(theirs.clone()));
+        let stored = read(one.store.as_ref(), &format!("{round}/manifest.json"))
+            .await
+            .unwrap();
+        let stored: Manifest = serde_json::from_slice(&stored).unwrap();
+        let (winner, loser) = match stored.seed {
+            2 => (their_end, ours),
+            _ => (ours, their_end),
+        };
+        winner.unwrap();
+        let refused = loser.unwrap_err();
+        assert!(refused.contains("exists with other content"), "{refused}");
+    }
+}
+
+/// Twin in the simulator: `object-lost-reply`.
+#[tokio::test]
+async fn manifest_whose_put_was_carried_out_without_a_reply_is_read_back_and_counts() {
+    let faults = Faults::default();
+    let double = S3Double::start(faults.clone()).unwrap();
+    let mut state = State {
+        store: double.client("bucket").unwrap(),
+        last: None,
+    };
+    let manifest = state.attempt(1, 1..=2, None).await;
+    faults.add(Rule::new(Op::Put, Fault::LostReply).key("manifest.json"));
+    assert_eq!(state.write(manifest).await.unwrap(), "1/manifest.json");
+    let torn = state.attempt(2, 3..=3, Some("1/manifest.json")).await;
+    faults.add(Rule::new(Op::Put, Fault::Torn(20)).key("2/manifest.json"));
+    let refused = state.write(torn).await.unwrap_err();
+    assert!(
+        refused.contains("exists with other content"),
+        "half a manifest is none: {refused}"
+    );
+    assert_eq!(faults.fired().values().sum::<u64>(), 2, "{:?}", faults.fired());
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The connection to etcd, and what its errors mean.
 
-use super::{Keys, StoreError, clock};
+use super::{Keys, StoreError};
+use argosy_rpc::clock;
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 use std::time::Duration;
 use tonic::Code;

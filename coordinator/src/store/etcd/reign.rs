@@ -1,10 +1,11 @@
 //! A reign over a run's keys in etcd.
 
 use super::client::{Etcd, Trouble};
-use super::{Compare, CompareOp, KeyValue, StoreError, Txn, TxnOp, TxnOpResponse, clock, first_of, last_key, log};
+use super::{Compare, CompareOp, KeyValue, StoreError, Txn, TxnOp, TxnOpResponse, first_of, last_key, log};
 use crate::store::Reign;
 use argosy_common::events::Record;
 use argosy_common::ids::Term;
+use argosy_rpc::clock;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tonic::async_trait;

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
+mod cluster;
 mod figure;
 mod index;
 mod loader_demo;
@@ -49,6 +50,8 @@ const BENCHES: &[&Bench] = &[
     &step::SMALL,
     &loss::BENCH,
     &ring::BENCH,
+    &cluster::CHECKPOINT_STALL,
+    &cluster::JOIN_STALL,
     &sim::PASS,
     &sim::DECISIONS,
 ];
