@@ -97,6 +97,8 @@ pub struct Conductor<R: Rules = Shipped> {
     trouble: Trouble,
     /// Ids up to this one are durably ours to give.
     named_upto: WorkerId,
+    /// Workers that came without an id and wait for one.
+    ids_wanted: u32,
     /// Members of generations that nobody acknowledged leaving and that are not proven gone (rule G5).
     unproven: BTreeSet<WorkerId>,
     /// Highest count of applied steps reported in the current generation.
@@ -170,6 +172,7 @@ impl<R: Rules> Conductor<R> {
             rules: PhantomData,
             seats: Seats::new(restored.worker, settings.failure_budget_ms),
             named_upto: restored.worker,
+            ids_wanted: 0,
             durable: restored.generation,
             why: String::new(),
             lease: LeaseBook::new(&settings, &restored),
@@ -259,6 +262,7 @@ impl<R: Rules> Conductor<R> {
                 self.ledger.unseal(attempt);
                 self.part_failed(attempt, PartFailure::Store, &reason, &mut turn);
             }
+            Event::IdWanted => self.ids_wanted += 1,
             Event::StopRequested => self.stop_requested(&mut turn),
             Event::DrainRequested { worker, grace_ms } => self.drain(worker, grace_ms, &mut turn),
             Event::LeadershipHeld { until } => self.lease.leads_until(until),

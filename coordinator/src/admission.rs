@@ -5,11 +5,11 @@ use argosy_common::events::FromWorker;
 use argosy_common::ids::WorkerId;
 use argosy_common::numeric::{NumericClass, THREADS};
 use argosy_rpc::server::{Admission, Doorman, QUEUE};
-use argosy_rpc::{Hello, Welcome};
+use argosy_rpc::{Hello, NO_ID, Welcome};
 use ractor::ActorRef;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::Status;
 
 /// Words of one worker that may wait in the conductor's mailbox, which itself has no bound.
@@ -117,6 +117,16 @@ impl Door {
         }
     }
 
+    /// An id for a worker that came without one; only the conductor knows which were never given.
+    async fn name(&self) -> Result<WorkerId, Status> {
+        let over = |_| Status::unavailable("the run is over");
+        let (reply, named) = oneshot::channel();
+        self.conductor
+            .cast(Msg::IdWanted { reply })
+            .map_err(|_| Status::unavailable("the run is over"))?;
+        named.await.map_err(over)
+    }
+
     /// A state of another run is none of this one's, whatever its name.
     // A status is what the session answers with, whatever its size.
     #[allow(clippy::result_large_err)]
@@ -147,8 +157,11 @@ impl Door {
 
 #[tonic::async_trait]
 impl Doorman for Door {
-    async fn admit(&self, hello: Hello) -> Result<Admission, Status> {
+    async fn admit(&self, mut hello: Hello) -> Result<Admission, Status> {
         self.check_run(&hello)?;
+        if hello.worker == NO_ID && !self.guests.by_invitation {
+            hello.worker = self.name().await?;
+        }
         let class = self.effective_class(&hello);
         self.guests.enter(&hello, &class, self.past)?;
         let worker = hello.worker;
@@ -161,10 +174,13 @@ impl Doorman for Door {
         if self.conductor.cast(connected).is_err() {
             return Err(Status::unavailable("the run is over"));
         }
-        tracing::info!(%worker, pid = hello.pid, %class, "a worker connected");
+        tracing::info!(%worker, node = hello.node, pid = hello.pid, %class, "a worker connected");
         tokio::spawn(carry(worker, words, self.conductor.clone(), Arc::clone(&self.guests)));
         Ok(Admission {
-            welcome: self.welcome.clone(),
+            welcome: Welcome {
+                worker,
+                ..self.welcome.clone()
+            },
             outgoing,
             incoming,
         })
@@ -197,6 +213,7 @@ mod tests {
         let enter = |worker: u32, class: &str| {
             let hello = Hello {
                 worker: WorkerId(worker),
+                node: String::new(),
                 pid: 1,
                 numeric_class: class.into(),
                 returning: None,

@@ -32,6 +32,9 @@ pub enum CoordinatorError {
         /// Why.
         source: std::io::Error,
     },
+    /// It was told to leave the lead to another.
+    #[error("this coordinator has left the lead to another")]
+    Left,
     /// The metadata store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -53,6 +56,7 @@ impl CoordinatorError {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
+            Self::Left => Exit::Ok,
             Self::BadOptions { .. } => Exit::BadConfig,
             Self::OtherRun { .. } => Exit::Conflict,
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => Exit::Denied,

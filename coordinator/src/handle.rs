@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Order {
     Stop,
+    Leave,
     Exited {
         worker: WorkerId,
         pid: u32,
@@ -39,6 +40,11 @@ impl CoordinatorHandle {
             code,
             signal,
         });
+    }
+
+    /// End this coordinator and let another lead; the run goes on. A standby just ends.
+    pub fn leave(&self) {
+        let _ = self.0.send(Order::Leave);
     }
 
     /// Take a checkpoint and end; a second time: end now.

@@ -18,6 +18,7 @@ mod admission;
 mod error;
 mod handle;
 mod options;
+pub mod package;
 mod run;
 pub mod store;
 

@@ -6,8 +6,9 @@ use argosy_common::events::StampedEvent;
 use argosy_common::ids::{Term, WorkerId};
 use argosy_common::ledger::Keep;
 use argosy_common::shape::RunShape;
-use argosy_rpc::{Tls, Welcome};
+use argosy_rpc::{NO_ID, Tls, Welcome};
 use object_store::ObjectStore;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ pub trait Spawner: Send + Sync + 'static {
 }
 
 /// Everything a run needs to know. All of it is injected; the coordinator reads no environment and no job file.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CoordinatorOptions {
     /// The run's id.
     pub run: String,
@@ -42,6 +43,8 @@ pub struct CoordinatorOptions {
     pub job_dir: PathBuf,
     /// The index.
     pub index_path: PathBuf,
+    /// Where workers that share no folder with this process find the run's files.
+    pub files_url: Option<String>,
     /// Its digest.
     pub index_hash: u64,
     /// The data's shape: lanes, fitted window factor, length of the run.
@@ -52,8 +55,10 @@ pub struct CoordinatorOptions {
     pub parts_total: u32,
     /// The coordinator asks its [`Spawner`] for workers; else they are started by hand.
     pub spawns: bool,
-    /// Where it listens while it leads; by default a free port of 127.0.0.1. Off loopback is refused.
+    /// Where it listens while it leads; by default a free port of 127.0.0.1. Off loopback it needs certificates.
     pub listen: Option<SocketAddr>,
+    /// What it says of its place in the store, for people; by default where it listens.
+    pub advertise: Option<String>,
     /// A step lease lasts so long (rule G5); 0: workers train without one and end with their stream.
     pub outage_max_ms: u64,
     /// Workers look for a coordinator so long (rule G9); 0: they end with their stream.
@@ -70,6 +75,18 @@ pub struct CoordinatorOptions {
     pub torch_threads: u32,
     /// Every event goes here as well; subscribe before the run starts.
     pub progress: Option<broadcast::Sender<StampedEvent>>,
+}
+
+impl fmt::Debug for CoordinatorOptions {
+    /// Without token and secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CoordinatorOptions")
+            .field("run", &self.run)
+            .field("run_dir", &self.run_dir)
+            .field("listen", &self.listen)
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
+    }
 }
 
 impl CoordinatorOptions {
@@ -113,6 +130,8 @@ impl CoordinatorOptions {
     pub(crate) fn welcome(&self, term: Term) -> Welcome {
         let path = |path: &PathBuf| path.to_string_lossy().into_owned();
         Welcome {
+            worker: NO_ID, // each is told its own
+            files_url: self.files_url.clone(),
             run: self.run.clone(),
             job: self.job.clone(),
             job_dir: path(&self.job_dir),

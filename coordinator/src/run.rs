@@ -66,7 +66,8 @@ pub async fn lead(
     mut orders: Orders,
 ) -> Result<Outcome, CoordinatorError> {
     prepare(&options).await?;
-    let Some(address) = options.listen.map(|address| address.to_string()) else {
+    let listens = options.listen.map(|address| address.to_string());
+    let Some(address) = listens.map(|own| options.advertise.clone().unwrap_or(own)) else {
         let reason = "a coordinator among others needs an address that workers know".into();
         return Err(CoordinatorError::BadOptions { reason });
     };
@@ -105,7 +106,7 @@ pub async fn lead(
         };
         tokio::select! {
             () = wait.over(store.as_ref()) => {}
-            Some(Order::Stop) = orders.0.recv() => {
+            Some(Order::Stop | Order::Leave) = orders.0.recv() => {
                 return Ok(Outcome::Interrupted { name: StateName::INITIAL });
             }
         }
@@ -309,16 +310,23 @@ async fn serve_run(
         }
     });
     let renewing = tokio::spawn(renew(store, conductor.clone()));
-    let _cleanup = Cleanup {
+    let cleanup = Cleanup {
         root: root.get_cell(),
         tasks: [server.abort_handle(), renewing.abort_handle()],
     };
     let outcome = heed(orders, &conductor, outcome).await;
     drop(stop_server);
+    if matches!(outcome, Err(NoOutcome::Left)) {
+        cleanup.root.stop(None); // streams end with it, and workers look for who leads next
+    }
     let _ = root_task.await;
     // Sessions ended with the conductor; a peer that does not close its connection is not waited for.
     let _ = tokio::time::timeout(CLOSE_WITHIN, &mut server).await;
-    outcome.map_err(|_| failed("supervisor", "it ended without an outcome".into()))?
+    match outcome {
+        Ok(outcome) => outcome,
+        Err(NoOutcome::Left) => Err(CoordinatorError::Left),
+        Err(NoOutcome::Lost) => Err(failed("supervisor", "it ended without an outcome".into())),
+    }
 }
 
 /// Ends what runs beside [`run`], also when its caller drops it half way.
@@ -345,16 +353,27 @@ fn limits(options: &CoordinatorOptions) -> Limits {
     }
 }
 
+/// Why a reign ends without an outcome of the run.
+enum NoOutcome {
+    /// Another is to lead.
+    Left,
+    /// The supervisor ended without a word.
+    Lost,
+}
+
 /// Passes orders on until the run's outcome is there.
 async fn heed<T>(
     orders: &mut Orders,
     conductor: &ActorRef<Msg>,
     mut outcome: oneshot::Receiver<T>,
-) -> Result<T, oneshot::error::RecvError> {
+) -> Result<T, NoOutcome> {
     loop {
         tokio::select! {
-            outcome = &mut outcome => return outcome,
+            outcome = &mut outcome => return outcome.map_err(|_| NoOutcome::Lost),
             Some(order) = orders.0.recv() => {
+                if matches!(order, Order::Leave) {
+                    return Err(NoOutcome::Left);
+                }
                 let _ = conductor.cast(Msg::Order(order)); // gone: its outcome is on the way
             }
         }

@@ -90,7 +90,7 @@ fn member(rank: usize, ranks: usize, elements: usize, rounds: usize) -> Result<(
         secret: generation_secret(SECRET, GENERATION),
         purpose: Purpose::Ring { from_rank: rank as u32 },
     };
-    let next = connect(next.trim(), &hello, &abort)?;
+    let next = connect(next.trim(), &hello, None, &abort)?;
     let prev = server.take_ring(GENERATION, ((rank + ranks - 1) % ranks) as u32, &abort)?;
     let fence = Fence {
         run: 1,

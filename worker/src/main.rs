@@ -17,8 +17,9 @@ use argosy_worker::hub::export::{self, ExportArgs};
 use argosy_worker::hub::listing::{self, ListArgs};
 use argosy_worker::profile::{self, ProfileArgs};
 use argosy_worker::{crash, device, model, parity};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -33,8 +34,62 @@ struct Cli {
     /// How log lines look on stderr
     #[arg(long, global = true, value_enum, default_value_t, env = "ARGOSY_LOG_FORMAT")]
     log_format: LogFormat,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+}
+
+/// How a machine of a cluster joins. It needs nothing else: the run's files come from the coordinator and the run's place.
+#[derive(Debug, clap::Args)]
+struct ClusterArgs {
+    /// Join a run on a cluster: all its coordinators, of which one leads
+    #[arg(
+        long = "join",
+        value_name = "URL,...",
+        value_delimiter = ',',
+        requires = "token_file"
+    )]
+    join: Vec<String>,
+    /// File that holds the cluster's token
+    #[arg(long, value_name = "FILE", env = "ARGOSY_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// Folder with ca.pem, node.pem and node.key, as `argosy pki issue --role worker` makes it [default: the folder `tls`
+    /// beside the token, if there is one]
+    #[arg(long, value_name = "DIR", env = "ARGOSY_TLS")]
+    tls: Option<PathBuf>,
+    /// Folder of its own for the run's files, logs of steps and crash reports
+    #[arg(long, value_name = "DIR", default_value = "worker")]
+    dir: PathBuf,
+    /// This machine's name [default: that in its certificate]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Where other workers find it [default: the address that it reaches the coordinator from, any port]
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
+    /// The host that other workers reach it at, where that is not the address it listens on
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<String>,
+    #[command(flatten)]
+    leave: LeaveArgs,
+}
+
+impl From<ClusterArgs> for JoinOptions {
+    fn from(args: ClusterArgs) -> Self {
+        let token_file = args.token_file.unwrap_or_default(); // clap asks for it
+        let beside = token_file.with_file_name("tls");
+        Self {
+            endpoints: args.join,
+            tls: args.tls.or_else(|| beside.is_dir().then_some(beside)),
+            token_file,
+            worker: None,
+            name: args.name,
+            dir: args.dir,
+            listen: args.listen,
+            advertise: args.advertise,
+            leave: args.leave,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -158,7 +213,18 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logging(cli.log_format);
     crash::install();
-    let result = std::panic::catch_unwind(|| carry_out(cli.command));
+    let result = std::panic::catch_unwind(|| match (cli.cluster.join.is_empty(), cli.command) {
+        (false, None) => join(cli.cluster.into()),
+        (true, Some(command)) => carry_out(command),
+        (false, Some(_)) => Err((Exit::Usage, "--join and a command exclude each other".into())),
+        (true, None) => {
+            let help = Cli::command().render_help();
+            Err((
+                Exit::Usage,
+                format!("say --join URL --token-file FILE, or a command\n\n{help}"),
+            ))
+        }
+    });
     match result {
         _ if crash::happened() => Exit::Panic.into(),
         Ok(Ok(exit)) => exit.into(),
@@ -189,21 +255,17 @@ fn carry_out(command: Command) -> Result<Exit, Failure> {
             token_file,
             worker,
             leave,
-        } => {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .map_err(|e| (Exit::NoCapacity, format!("no threads for the runtime: {e}")))?;
-            let ended = runtime.block_on(agent::join(JoinOptions {
-                endpoints,
-                token_file,
-                worker: WorkerId(worker),
-                leave,
-            }));
-            runtime.shutdown_background();
-            ended
-        }
+        } => join(JoinOptions {
+            endpoints,
+            token_file,
+            worker: Some(WorkerId(worker)),
+            tls: None,
+            name: None,
+            dir: "worker".into(),
+            listen: None,
+            advertise: None,
+            leave,
+        }),
         Command::DescribeModel { job } => describe_model(&job),
         Command::Parity {
             dir,
@@ -306,6 +368,17 @@ fn carry_out(command: Command) -> Result<Exit, Failure> {
             Ok(Exit::Ok)
         }
     }
+}
+
+fn join(options: JoinOptions) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| (Exit::NoCapacity, format!("no threads for the runtime: {e}")))?;
+    let ended = runtime.block_on(agent::join(options));
+    runtime.shutdown_background();
+    ended
 }
 
 fn describe_model(path: &Path) -> Result<Exit, Failure> {

@@ -1,5 +1,7 @@
 //! The worker's end of a session.
 
+mod connector;
+
 use crate::proto::coordination_client::CoordinationClient;
 use crate::proto::coordinator_message::Body;
 use crate::tls::Tls;
@@ -9,6 +11,9 @@ use argosy_common::config::Job;
 use argosy_common::events::{FromWorker, ToWorker};
 use argosy_common::exit::Exit;
 use argosy_common::ids::{Term, WorkerId};
+use connector::Connector;
+use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -24,11 +29,16 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// merely stood still (Ctrl-Z, a suspended machine) comes back.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
+/// Of a worker that has no id yet.
+pub const NO_ID: WorkerId = WorkerId(0);
+
 /// Who a worker says it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// The id its coordinator gave it.
+    /// The id its coordinator gave it; [`NO_ID`] asks for one.
     pub worker: WorkerId,
+    /// The machine it runs on; where there are certificates, the one that its certificate names.
+    pub node: String,
     /// Its process.
     pub pid: u32,
     /// Device, build and precision (rule N2).
@@ -47,12 +57,16 @@ pub struct Returning {
 }
 
 /// What a worker has to know of its run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Welcome {
+    /// The worker's id, from now on.
+    pub worker: WorkerId,
     /// The run.
     pub run: String,
     /// The job.
     pub job: Job,
+    /// Where the run's files lie for machines that share no folder with the coordinator.
+    pub files_url: Option<String>,
     /// Folder that relative paths of the job start at.
     pub job_dir: String,
     /// The index file.
@@ -83,6 +97,18 @@ pub struct Welcome {
     pub orphan_max_ms: u64,
 }
 
+impl fmt::Debug for Welcome {
+    /// Without the run's secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Welcome")
+            .field("worker", &self.worker)
+            .field("run", &self.run)
+            .field("term", &self.term)
+            .field("files_url", &self.files_url)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
 pub enum RpcError {
@@ -97,6 +123,22 @@ pub enum RpcError {
     /// Not a token.
     #[error("the token holds characters that a header cannot carry; give it as it stands in the token file")]
     BadToken,
+    /// What is said there would be heard by others.
+    #[error(
+        "refusing to send the token in clear to {endpoint}; use https:// with certificates made by `argosy pki`, or loopback"
+    )]
+    InClear {
+        /// What was given.
+        endpoint: String,
+    },
+    /// Either side does not believe the other's certificate.
+    #[error("no trust between this worker and the coordinator at {endpoint}: {reason}")]
+    Untrusted {
+        /// Where.
+        endpoint: String,
+        /// Whose certificate, and what is wrong with it.
+        reason: String,
+    },
     /// Nobody answers.
     #[error("coordinator at {endpoint} cannot be reached: {reason}")]
     Unreachable {
@@ -142,6 +184,8 @@ impl RpcError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::BadEndpoint { .. } | Self::BadToken => Exit::Usage,
+            Self::InClear { .. } => Exit::BadConfig,
+            Self::Untrusted { .. } => Exit::Denied,
             Self::Unreachable { .. } => Exit::Unavailable,
             Self::Refused { code, .. } => match code {
                 tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => Exit::Denied,
@@ -159,6 +203,8 @@ impl RpcError {
 pub struct Session {
     /// What the coordinator said first.
     pub welcome: Welcome,
+    /// The address of this machine that the session begins at: where its peers may find it, too.
+    pub local: IpAddr,
     /// To the coordinator; bounded, fails when the stream is lost.
     pub outgoing: mpsc::Sender<FromWorker>,
     /// From the coordinator; closed when the stream is lost.
@@ -189,7 +235,7 @@ pub async fn connect(endpoint: &str, token: &str, hello: Hello) -> Result<Sessio
 /// As [`connect`], to an `https://` address with certificates on both sides.
 ///
 /// # Errors
-/// As [`connect`]; a coordinator whose certificate is not one is unreachable.
+/// As [`connect`]; [`RpcError::Untrusted`] if one side does not believe the other's certificate.
 pub async fn connect_with(endpoint: &str, token: &str, tls: &Tls, hello: Hello) -> Result<Session, RpcError> {
     connect_as(endpoint, token, Some(tls), wire::encode_hello(&hello, PROTOCOL_VERSION)).await
 }
@@ -213,24 +259,44 @@ pub async fn connect_as(
         code: status.code(),
         message: status.message().into(),
     };
-    let bearer: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| RpcError::BadToken)?;
+    let mut bearer: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| RpcError::BadToken)?;
+    bearer.set_sensitive(true);
     let bad = |e: tonic::transport::Error| RpcError::BadEndpoint {
         endpoint: endpoint.into(),
         reason: chain(&e),
     };
-    let mut address = Endpoint::from_shared(endpoint.to_string()).map_err(bad)?;
-    if let Some(tls) = tls {
-        address = address.tls_config(tls.client()).map_err(bad)?;
+    let address = Endpoint::from_shared(endpoint.to_string()).map_err(bad)?;
+    let secure = address.uri().scheme_str() == Some("https");
+    if secure && tls.is_none() {
+        return Err(RpcError::BadEndpoint {
+            endpoint: endpoint.into(),
+            reason: "https needs certificates; name their folder, as `argosy pki issue` makes it".into(),
+        });
     }
-    let channel = address
+    if !secure && !connector::is_local(address.uri()) {
+        return Err(RpcError::InClear {
+            endpoint: endpoint.into(),
+        });
+    }
+    // The connector speaks TLS; tonic would want to do it by itself.
+    let plain = endpoint.replacen("https://", "http://", 1);
+    let connector = Connector::new(tls.filter(|_| secure).cloned());
+    let local = connector.local();
+    let channel = Endpoint::from_shared(plain)
+        .map_err(bad)?
         .connect_timeout(CONNECT_PATIENCE)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true)
-        .connect()
+        .connect_with_connector(connector)
         .await
-        .map_err(|e| unreachable(chain(&e)))?;
+        .map_err(|e| match connector::distrust(&e) {
+            Some(reason) => RpcError::Untrusted {
+                endpoint: endpoint.into(),
+                reason,
+            },
+            None => unreachable(chain(&e)),
+        })?;
     let (outgoing, queued) = mpsc::channel(QUEUE);
     let messages = tokio_stream::once(hello).chain(ReceiverStream::new(queued).map(wire::encode_from_worker));
     let mut request = tonic::Request::new(messages);
@@ -259,6 +325,7 @@ pub async fn connect_as(
     tokio::spawn(listen(stream, heard));
     Ok(Session {
         welcome,
+        local: local(),
         outgoing,
         incoming,
     })

@@ -11,8 +11,8 @@ pub mod server;
 pub mod tls;
 pub mod wire;
 
-pub use client::{Hello, Returning, RpcError, Session, Welcome, connect, connect_with};
-pub use tls::Tls;
+pub use client::{Hello, NO_ID, Returning, RpcError, Session, Welcome, connect, connect_with};
+pub use tls::{Pem, Tls, TlsError};
 
 /// Generated from `proto/argosy/v1/session.proto`.
 #[allow(clippy::all, clippy::pedantic, unreachable_pub, missing_debug_implementations)]

@@ -1,23 +1,24 @@
 //! The coordinator's end of sessions: doors, limits and pumps. Who may come in is the [`Doorman`]'s decision.
 
 mod connections;
+mod rate;
 
 use crate::client::{Hello, Welcome};
 use crate::proto::coordination_server::{Coordination, CoordinationServer};
 use crate::proto::worker_message::Body;
-use crate::tls::{Tls, check_worker};
+use crate::tls::{Tls, check_node, check_worker};
 use crate::wire;
 use crate::{AUTHORIZATION, MESSAGE_BYTES_MAX, PROTOCOL_VERSION, proto};
 use argosy_common::events::{FromWorker, ToWorker};
-use connections::Connections;
+use connections::{Connections, PeerInfo};
+use rate::{Bucket, Penalties, WORDS_AT_ONCE, WORDS_PER_S};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::TlsConnectInfo;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Messages that wait for a worker's network before the session counts as stuck.
@@ -58,7 +59,7 @@ pub struct Limits {
 /// Why a server cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// There is no TLS yet.
+    /// What is said there would be heard by others.
     #[error(
         "refusing to listen on {addr}: without TLS the coordinator listens on loopback only; use 127.0.0.1, or certificates made with `argosy pki`"
     )]
@@ -101,24 +102,27 @@ pub async fn serve(
     // The interceptor sees headers only: without the token nothing of the body is decoded.
     let with_tls = tls.is_some();
     let guard = move |request: Request<()>| {
-        if with_tls {
-            let shown = request.extensions().get::<TlsConnectInfo<()>>();
-            let shown = shown.and_then(TlsConnectInfo::peer_certs);
-            check_worker(shown.as_deref().map(Vec::as_slice))?;
+        let peer = request.extensions().get::<PeerInfo>().cloned();
+        let judged = match &peer {
+            Some(peer) if with_tls => check_worker(peer.chain.as_deref()),
+            _ => Ok(()),
+        };
+        let judged = judged.and_then(|()| check_token(request, &expected));
+        if let (Err(status), Some(peer)) = (&judged, &peer) {
+            peer.penalties.note(peer.address.ip(), Instant::now());
+            tracing::warn!(peer = %peer.address, reason = status.message(), "a caller was refused");
         }
-        check_token(request, &expected)
+        judged
     };
-    let mut server = tonic::transport::Server::builder();
-    if let Some(tls) = tls {
-        server = server.tls_config(tls.server())?;
-    }
-    server
+    let penalties = Arc::new(Penalties::default());
+    let connections = Connections::new(listener, tls.cloned(), limits.connections_max, penalties);
+    tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(limits.keep_alive))
         .http2_keepalive_timeout(Some(limits.keep_alive))
         .max_concurrent_streams(Some(8))
         .tcp_nodelay(true)
         .add_service(tonic::service::interceptor::InterceptedService::new(service, guard))
-        .serve_with_incoming_shutdown(Connections::new(listener, limits.connections_max), stop)
+        .serve_with_incoming_shutdown(connections, stop)
         .await?;
     Ok(())
 }
@@ -163,10 +167,14 @@ impl Coordination for Sessions {
         let place = Arc::clone(&self.places)
             .try_acquire_owned()
             .map_err(|_| Status::resource_exhausted("the coordinator has no place for another worker"))?;
+        let chain = request.extensions().get::<PeerInfo>().and_then(|p| p.chain.clone());
         let mut stream = request.into_inner();
         let hello = tokio::time::timeout(self.hello_within, first(&mut stream))
             .await
             .map_err(|_| Status::deadline_exceeded("no hello came in time"))??;
+        if let Some(chain) = chain {
+            check_node(&chain, &hello.node).inspect_err(|e| tracing::warn!("refused: {}", e.message()))?;
+        }
         let admission = self.doorman.admit(hello).await?;
         let welcome = wire::encode_welcome(&admission.welcome).map_err(|e| Status::internal(e.to_string()))?;
         let (replies, out) = mpsc::channel(QUEUE);
@@ -200,6 +208,7 @@ async fn pump(
     replies: mpsc::Sender<Result<proto::CoordinatorMessage, Status>>,
     _place: OwnedSemaphorePermit,
 ) {
+    let mut words = Bucket::new(WORDS_AT_ONCE, WORDS_PER_S, Instant::now());
     loop {
         tokio::select! {
             message = admission.outgoing.recv() => {
@@ -213,6 +222,9 @@ async fn pump(
             }
             message = stream.message() => match message.map(|m| m.map(wire::decode_from_worker)) {
                 Ok(Some(Ok(message))) => {
+                    if let Some(wait) = words.take(Instant::now()) {
+                        tokio::time::sleep(wait).await; // the network carries it back to who speaks too much
+                    }
                     if admission.incoming.send(message).await.is_err() {
                         return;
                     }

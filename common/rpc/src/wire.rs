@@ -17,6 +17,8 @@ use proto::worker_message::Body as FromBody;
 
 /// Longest name, key, address or path in bytes.
 pub const NAME_BYTES_MAX: usize = 4096;
+/// Longest name of a node: a host's name.
+pub const NODE_BYTES_MAX: usize = 253;
 /// Longest free text (a reason, a cause) in bytes; longer ones are cut when they are sent.
 pub const TEXT_BYTES_MAX: usize = 8192;
 /// Most lanes of a plan.
@@ -122,6 +124,7 @@ pub fn encode_hello(hello: &Hello, protocol_version: u32) -> proto::WorkerMessag
         body: Some(FromBody::Hello(proto::Hello {
             protocol_version,
             worker_id: hello.worker.0,
+            node: hello.node.clone(),
             pid: hello.pid,
             numeric_class: hello.numeric_class.clone(),
             returning: hello.returning.is_some(),
@@ -136,11 +139,10 @@ pub fn encode_hello(hello: &Hello, protocol_version: u32) -> proto::WorkerMessag
 /// # Errors
 /// [`WireError`] names the field.
 pub fn decode_hello(hello: proto::Hello) -> Checked<Hello> {
-    if hello.worker_id == 0 {
-        return Err(WireError::new("hello.worker_id", "an id from 1", 0));
-    }
+    at_most("hello.node", "bytes", hello.node.len(), NODE_BYTES_MAX)?;
     Ok(Hello {
         worker: WorkerId(hello.worker_id),
+        node: hello.node,
         pid: hello.pid,
         numeric_class: name("hello.numeric_class", hello.numeric_class)?,
         returning: hello.returning.then_some(Returning {
@@ -176,6 +178,8 @@ pub fn encode_welcome(welcome: &Welcome) -> Checked<proto::CoordinatorMessage> {
             term: welcome.term.0,
             leases: welcome.leases,
             orphan_max_ms: welcome.orphan_max_ms,
+            worker_id: welcome.worker.0,
+            files_url: welcome.files_url.clone().unwrap_or_default(),
         })),
     })
 }
@@ -193,6 +197,7 @@ pub fn decode_welcome(welcome: proto::Welcome) -> Checked<Welcome> {
         ("welcome.lanes", u64::from(welcome.lanes)),
         ("welcome.window_factor", u64::from(welcome.window_factor)),
         ("welcome.heartbeat_ms", welcome.heartbeat_ms),
+        ("welcome.worker_id", u64::from(welcome.worker_id)),
     ] {
         if value == 0 {
             return Err(WireError::new(field, "at least 1", 0));
@@ -203,7 +208,10 @@ pub fn decode_welcome(welcome: proto::Welcome) -> Checked<Welcome> {
     if secret_bytes < 16 {
         return Err(WireError::new("welcome.run_secret", "at least 16 bytes", secret_bytes));
     }
+    at_most("welcome.files_url", "bytes", welcome.files_url.len(), NAME_BYTES_MAX)?;
     Ok(Welcome {
+        worker: WorkerId(welcome.worker_id),
+        files_url: Some(welcome.files_url).filter(|url| !url.is_empty()),
         run: name("welcome.run", welcome.run)?,
         job,
         job_dir: name("welcome.job_dir", welcome.job_dir)?,

@@ -162,6 +162,7 @@ impl<R: Rules> World<R> {
                 }
             }
             Command::SpawnWorker { worker } => self.spawn(coordinator, worker),
+            Command::GiveId { .. } => {} // workers of these worlds bring their own
             Command::Dismiss { worker, reason } => {
                 self.trace.note(now, "dismisses", &[u64::from(worker.0)], || {
                     format!("c{coordinator} {worker}: {reason}")

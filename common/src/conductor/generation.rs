@@ -266,6 +266,7 @@ impl<R: Rules> Conductor<R> {
             return;
         }
         self.spawn_missing(turn);
+        self.give_ids(turn);
         if let Phase::Closing {
             plan,
             awaiting,
@@ -298,6 +299,28 @@ impl<R: Rules> Conductor<R> {
         }
     }
 
+    /// Gives ids to those who came without one.
+    fn give_ids(&mut self, turn: &mut Turn) {
+        while self.ids_wanted > 0 && self.may_name(turn) {
+            self.ids_wanted -= 1;
+            let worker = self.seats.name();
+            turn.commands.push(super::Command::GiveId { worker });
+        }
+    }
+
+    /// An id is given only when the store knows that it was: a later reign begins behind it.
+    fn may_name(&mut self, turn: &mut Turn) -> bool {
+        if self.seats.last_id() < self.named_upto {
+            return true;
+        }
+        let naming = |after: &AfterPersist| matches!(after, AfterPersist::Name { .. });
+        if !self.pending.iter().any(naming) {
+            let upto = WorkerId(self.seats.last_id().0.saturating_add(NAMES_AT_ONCE));
+            self.persist(Record::WorkersNamed { upto }, AfterPersist::Name { upto }, turn);
+        }
+        false
+    }
+
     fn spawn_missing(&mut self, turn: &mut Turn) {
         if !self.settings.spawns || self.stopping || self.not_before.is_some() {
             return;
@@ -305,13 +328,7 @@ impl<R: Rules> Conductor<R> {
         let staying = self.seats.len() - self.moves.draining.len().min(self.seats.len());
         let missing = (self.settings.workers_target as usize).saturating_sub(staying);
         for _ in 0..missing {
-            // An id is given only when the store knows that it was: a later reign begins behind it.
-            if self.seats.last_id() >= self.named_upto {
-                let naming = |after: &AfterPersist| matches!(after, AfterPersist::Name { .. });
-                if !self.pending.iter().any(naming) {
-                    let upto = WorkerId(self.seats.last_id().0.saturating_add(NAMES_AT_ONCE));
-                    self.persist(Record::WorkersNamed { upto }, AfterPersist::Name { upto }, turn);
-                }
+            if !self.may_name(turn) {
                 return;
             }
             let worker = self.seats.reserve(turn.now);

@@ -57,9 +57,14 @@ impl Seats {
 
     /// An id that was never used, with a seat kept for its process.
     pub(super) fn reserve(&mut self, now: Tick) -> WorkerId {
+        let worker = self.name();
+        self.seat(worker, Stage::Spawning { since: now }, now, false);
+        worker
+    }
+
+    /// An id that was never used, for somebody who takes a seat by himself.
+    pub(super) fn name(&mut self) -> WorkerId {
         self.last_id = WorkerId(self.last_id.0 + 1);
-        let stage = Stage::Spawning { since: now };
-        self.seat(self.last_id, stage, now, false);
         self.last_id
     }
 

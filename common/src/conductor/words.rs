@@ -126,6 +126,8 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A worker that nobody spawned has come and needs an id; answered by [`Command::GiveId`].
+    IdWanted,
     /// Somebody asked the run to stop (Ctrl-C).
     StopRequested,
     /// Somebody wants this worker gone within so long: a spot notice, a hand (rule G13).
@@ -161,6 +163,11 @@ pub enum Command {
     },
     /// Start a worker process under this id.
     SpawnWorker {
+        /// The id.
+        worker: WorkerId,
+    },
+    /// An id for the worker that has waited longest for one: never given before, and no later reign gives it again.
+    GiveId {
         /// The id.
         worker: WorkerId,
     },

@@ -14,7 +14,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 /// A process that ended has closed its stream; what it said last is read within this time, or not at all.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -33,6 +33,8 @@ pub(crate) enum Msg {
         worker: WorkerId,
         outgoing: mpsc::Sender<ToWorker>,
     },
+    /// A worker has come without an id.
+    IdWanted { reply: oneshot::Sender<WorkerId> },
     /// A worker said something; `place` is given back when it is dropped.
     Said {
         worker: WorkerId,
@@ -79,6 +81,8 @@ pub(crate) struct State {
     sessions: BTreeMap<WorkerId, mpsc::Sender<ToWorker>>,
     /// Processes that were started and not yet reaped.
     children: BTreeSet<WorkerId>,
+    /// Those who wait for an id, in order.
+    nameless: VecDeque<oneshot::Sender<WorkerId>>,
     /// Exits that wait for the last words on the stream.
     exits: BTreeMap<WorkerId, Event>,
     /// The earliest timer under way.
@@ -96,6 +100,7 @@ impl Actor for Shell {
             args,
             sessions: BTreeMap::new(),
             children: BTreeSet::new(),
+            nameless: VecDeque::new(),
             exits: BTreeMap::new(),
             armed: None,
             outcome: None,
@@ -130,6 +135,10 @@ impl State {
                 self.sessions.insert(worker, outgoing);
                 vec![Event::WorkerConnected { worker }]
             }
+            Msg::IdWanted { reply } => {
+                self.nameless.push_back(reply);
+                vec![Event::IdWanted]
+            }
             Msg::Said {
                 worker,
                 message,
@@ -151,6 +160,7 @@ impl State {
                 vec![Event::LeadershipHeld { until }]
             }
             Msg::Order(Order::Stop) => vec![Event::StopRequested],
+            Msg::Order(Order::Leave) => Vec::new(), // whoever runs this ends all of it
             Msg::Order(Order::Exited {
                 worker,
                 pid,
@@ -220,6 +230,11 @@ impl State {
                 }
             }
             Command::SpawnWorker { worker } => return Some(self.spawn(worker)),
+            Command::GiveId { worker } => {
+                if let Some(reply) = self.nameless.pop_front() {
+                    let _ = reply.send(worker); // gone meanwhile: the id is nobody's
+                }
+            }
             Command::Dismiss { worker, reason } => {
                 tracing::info!(%worker, reason, "a worker is dismissed");
                 let hung_up = self.sessions.remove(&worker).is_none();

@@ -44,7 +44,11 @@ struct House {
 impl House {
     /// A leader, two workers that know both addresses, six steps made.
     async fn with_six_steps() -> Self {
-        let place = EtcdPlace::new(1).await;
+        Self::with_lease(Duration::from_secs(2)).await
+    }
+
+    async fn with_lease(lease: Duration) -> Self {
+        let place = EtcdPlace::with_lease(1, lease).await;
         let dir = tempfile::tempdir().unwrap();
         let addresses = [free(), free()];
         let mut first = Story::stand(among(dir.path(), addresses[0]), place.store(), None);
@@ -225,6 +229,55 @@ async fn failed_actor_ends_a_reign_and_the_next_one_goes_on_from_the_store() {
             );
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_that_leaves_hands_over_before_its_lease_runs_out_and_the_generation_is_kept() {
+    let mut house = House::with_lease(Duration::from_secs(60)).await;
+    let before = house.formed().await;
+    let mut second = house.standby();
+    let left = Instant::now();
+    house.first.handle.leave();
+    let ended = in_time(house.first.outcome()).await.unwrap_err();
+    assert!(matches!(ended, CoordinatorError::Left), "{ended}");
+    second.until(|e| matches!(e, RunEvent::RunStarted { .. })).await;
+    assert!(left.elapsed() < Duration::from_secs(30), "{:?}", left.elapsed());
+    house.first.world.open_gate(u64::MAX);
+    succeeded(&second.outcome().await.unwrap());
+    assert_eq!(house.formed().await, before, "nobody left, so nothing was formed");
+    house.first.world.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn worker_without_an_id_is_given_one_that_nobody_had() {
+    let place = EtcdPlace::new(1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let address = free();
+    let mut first = Story::stand(among(dir.path(), address), place.store(), None);
+    let endpoint = format!("http://{address}");
+    let mut given = Vec::new();
+    while given.len() < 3 {
+        match worker::join(&endpoint, argosy_rpc::NO_ID).await {
+            Ok(session) => given.push(session.welcome.worker),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await, // nobody leads yet
+        }
+    }
+    first.abandon().await;
+    let address = free();
+    let mut options = among(dir.path(), address);
+    options.listen = Some(address);
+    let _second = Story::stand(options, place.store(), Some(first.world.clone()));
+    let endpoint = format!("http://{address}");
+    let next = loop {
+        match worker::join(&endpoint, argosy_rpc::NO_ID).await {
+            Ok(session) => break session.welcome.worker,
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await, // its lease has to run out
+        }
+    };
+    assert!(
+        given.is_sorted() && given.iter().all(|id| *id < next && id.0 > 0),
+        "{given:?}, {next}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

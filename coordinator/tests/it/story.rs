@@ -49,6 +49,7 @@ pub(crate) fn options(run_dir: &Path, workers: u32, checkpoint_steps: u64) -> Co
         job_dir: "/jobs".into(),
         index_path: "/index".into(),
         index_hash: 5,
+        files_url: None,
         shape: RunShape {
             seed: 0,
             sources: vec![SourceShape {
@@ -64,6 +65,7 @@ pub(crate) fn options(run_dir: &Path, workers: u32, checkpoint_steps: u64) -> Co
         parts_total: 3,
         spawns: true,
         listen: None,
+        advertise: None,
         tls: None,
         outage_max_ms: 0,
         orphan_max_ms: 0,

@@ -19,6 +19,7 @@ pub(crate) async fn join(endpoint: &str, worker: WorkerId) -> Result<Session, Rp
 async fn enter(endpoint: &str, worker: WorkerId, returning: Option<Returning>) -> Result<Session, RpcError> {
     let hello = Hello {
         worker,
+        node: String::new(),
         pid: worker.0,
         numeric_class: "counting".into(),
         returning,

@@ -1,5 +1,6 @@
 //! The command line, as clap reads it.
 
+use argosy_common::node::Role;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -20,6 +21,8 @@ pub(crate) enum Command {
     Init(InitArgs),
     /// Train a job on this machine: a coordinator and worker processes
     Run(RunArgs),
+    /// Decide what a run on a cluster will train, and put it where its machines find it
+    Prepare(PrepareArgs),
     /// Read shards' headers and write their index, or show one
     Index(IndexArgs),
     /// Look at data before it is trained on
@@ -99,7 +102,7 @@ impl Format {
     }
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct OutputArgs {
     /// Format of stdout
     #[arg(short, long, value_enum, default_value = "table")]
@@ -140,6 +143,23 @@ pub(crate) struct RunArgs {
     /// Start from the weights in this folder (open_clip_config.json and open_clip_model.safetensors), as `argosy export`
     /// and model hubs lay them out, or from this weight file (safetensors, or what PyTorch saved)
     #[arg(long, value_name = "PATH")]
+    pub(crate) pretrained: Option<PathBuf>,
+    /// Set a key of the job, as in `--set train.epochs=3`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) sets: Vec<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PrepareArgs {
+    /// The job file (TOML); its checkpoint.url is where the run's files and checkpoints will lie
+    pub(crate) job: PathBuf,
+    /// Folder of the run on this machine [default: runs/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run: Option<PathBuf>,
+    /// Start from the weights in this folder, as in `argosy run`
+    #[arg(long, value_name = "DIR")]
     pub(crate) pretrained: Option<PathBuf>,
     /// Set a key of the job, as in `--set train.epochs=3`
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -335,9 +355,18 @@ pub(crate) struct ReportArgs {
     pub(crate) no_sheet: bool,
 }
 
+fn role(text: &str) -> Result<Role, String> {
+    match text {
+        "coordinator" => Ok(Role::Coordinator),
+        "worker" => Ok(Role::Worker),
+        "etcd" => Ok(Role::Etcd),
+        other => Err(format!("`{other}` is no role; expected coordinator, worker or etcd")),
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum PkiCommand {
-    /// Make an authority: DIR/ca.pem for everybody, DIR/ca.key for nobody
+    /// Make an authority: DIR/ca.pem for everybody, DIR/ca.key for nobody; and DIR/token for coordinators and workers
     Init {
         /// The authority's folder
         dir: PathBuf,
@@ -345,18 +374,26 @@ pub(crate) enum PkiCommand {
         #[arg(long, value_name = "DAYS", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36500))]
         days: u32,
     },
-    /// Make a certificate and its key: DIR/NAME.pem and DIR/NAME.key
+    /// Make a node's TLS folder, DIR/NAME: its certificate and key, and the authority's certificate
     Issue {
         /// The authority's folder
         dir: PathBuf,
-        /// The node's name: letters, digits and `-`
+        /// The node's name: letters, digits and `-`; of an etcd the name that it is reached by
         name: String,
         /// What it may be
-        #[arg(long, value_enum)]
+        #[arg(long, value_name = "coordinator|worker|etcd", value_parser = role)]
         role: Role,
         /// How long it is valid
         #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
         days: u32,
+    },
+    /// Say that nodes' certificates are good no more, in DIR/revoked.pem and in every node's folder
+    Revoke {
+        /// The authority's folder
+        dir: PathBuf,
+        /// Names
+        #[arg(required = true)]
+        names: Vec<String>,
     },
     /// Replace certificates and keys by new ones of the same names and roles; all of them by default
     Rotate {
@@ -368,13 +405,6 @@ pub(crate) enum PkiCommand {
         #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
         days: u32,
     },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Role {
-    Coordinator,
-    Worker,
 }
 
 #[derive(Debug, Args)]

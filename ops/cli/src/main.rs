@@ -17,6 +17,7 @@ mod init;
 mod job;
 mod out;
 mod pki;
+mod prepare;
 mod profile;
 mod progress;
 mod report;
@@ -58,6 +59,7 @@ fn dispatch(command: Command) -> Outcome<Exit> {
     match command {
         Command::Init(args) => init::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Prepare(args) => prepare::run(&args),
         Command::Index(args) => index::run(&args),
         Command::Data(DataCommand::Check(args)) => data::check(&args),
         Command::Eval(EvalCommand::ZeroShot { args }) => worker::pass_on("eval-zero-shot", &args),

@@ -89,7 +89,15 @@ impl StoreDouble {
     /// # Errors
     /// When there is no port or no thread.
     pub fn start_as(kind: Kind, faults: Faults, page_keys: usize) -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), kind, faults, page_keys)
+    }
+
+    /// The same at an address of one's own choice, where network namespaces reach it.
+    ///
+    /// # Errors
+    /// When there is no such address or no thread.
+    pub fn start_at(address: SocketAddr, kind: Kind, faults: Faults, page_keys: usize) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {

@@ -3,6 +3,8 @@
 
 mod bits;
 mod buckets;
+mod cluster;
+mod deploy;
 mod harness;
 mod leave;
 mod shards;

@@ -7,6 +7,7 @@ use crate::clip::{ModelConfig, Preprocess};
 use crate::engine::{TorchEngine, TorchOptions};
 use crate::hub::Start;
 use crate::optim::{DecayRule, LayerDecay};
+use crate::peer::Place;
 use crate::trainer::failpoint::FAILPOINT_VARIABLE;
 use crate::trainer::{Aborts, Emit, Failpoint, Lease, Origin, Setup, Trainer};
 use crate::{device, model};
@@ -24,15 +25,26 @@ use std::sync::Arc;
 /// Steps that are loaded ahead of the trainer.
 const PREFETCH_STEPS: usize = 3;
 
+/// A run as this machine sees it.
+#[derive(Debug)]
+pub(crate) struct Home {
+    /// What the coordinator said, with paths that are good here.
+    pub(crate) welcome: Welcome,
+    /// Digest of the training configuration as the coordinator has it.
+    pub(crate) config_hash: u64,
+    /// Where peers find this worker.
+    pub(crate) place: Place,
+}
+
 /// Opens index and loader, makes the model.
 pub(crate) fn trainer(
-    welcome: &Welcome,
+    home: &Home,
     worker: WorkerId,
-    aborts: Aborts,
-    lease: Lease,
+    (aborts, lease): (Aborts, Lease),
     emit: Emit,
 ) -> Result<Trainer<TorchEngine, Loader>, (Exit, String)> {
     let data_error = |e: DataError| (e.exit(), e.to_string());
+    let welcome = &home.welcome;
     let job = &welcome.job;
     let index = Index::open(Path::new(&welcome.index_path)).map_err(data_error)?;
     if index.index_hash() != welcome.index_hash {
@@ -74,13 +86,14 @@ pub(crate) fn trainer(
     let options = torch_options(job, threads).map_err(|message| (Exit::BadConfig, message))?;
     let start = Start::of(&job.model, Path::new(&welcome.job_dir));
     let digest = job.model.pretrained_digest.clone();
-    let origin = origin(welcome, &model, &preprocess);
+    let origin = origin(home, &model, &preprocess);
     let setup = Setup {
         run: welcome.run.clone(),
         worker,
         run_dir: welcome.run_dir.clone().into(),
         checkpoints: checkpoints(welcome)?,
         run_secret: welcome.run_secret.clone(),
+        place: home.place.clone(),
         train: job.train.clone(),
         shape,
         make_engine: Box::new(move || {
@@ -98,9 +111,10 @@ pub(crate) fn trainer(
 }
 
 /// What a copy of the state says of itself, besides its parts.
-fn origin(welcome: &Welcome, config: &ModelConfig, preprocess: &Preprocess) -> Origin {
+fn origin(home: &Home, config: &ModelConfig, preprocess: &Preprocess) -> Origin {
+    let welcome = &home.welcome;
     Origin {
-        config_hash: welcome.job.config_hash(),
+        config_hash: home.config_hash,
         index_hash: welcome.index_hash,
         // A job that was read can be written.
         job: serde_json::to_value(&welcome.job).unwrap_or_default(),

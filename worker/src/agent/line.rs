@@ -2,7 +2,8 @@
 
 use super::shell::Told;
 use argosy_common::events::FromWorker;
-use argosy_rpc::{Hello, Returning, RpcError, Session, Welcome};
+use argosy_common::ids::WorkerId;
+use argosy_rpc::{Hello, Returning, RpcError, Session, Tls, Welcome};
 use ractor::ActorRef;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,23 +18,43 @@ const WAITING_MAX: usize = 512;
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where coordinators are and how this worker shows itself. Of several coordinators one leads; the others do not answer.
-#[derive(Debug)]
 pub(super) struct Calls {
     endpoints: Vec<String>,
     token: String,
+    tls: Option<Tls>,
     hello: Hello,
     /// The one that answered last is asked first.
     next: AtomicUsize,
 }
 
+impl std::fmt::Debug for Calls {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Calls")
+            .field("endpoints", &self.endpoints)
+            .field("hello", &self.hello)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Calls {
-    pub(super) fn new(endpoints: Vec<String>, token: String, hello: Hello) -> Self {
+    pub(super) fn new(endpoints: Vec<String>, token: String, tls: Option<Tls>, hello: Hello) -> Self {
         Self {
             endpoints,
             token,
+            tls,
             hello,
             next: AtomicUsize::new(0),
         }
+    }
+
+    /// This worker has an id from now on.
+    pub(super) fn named(&mut self, worker: WorkerId) {
+        self.hello.worker = worker;
+    }
+
+    pub(super) fn node(&self) -> &str {
+        &self.hello.node
     }
 
     /// The first call of this process.
@@ -65,7 +86,10 @@ impl Calls {
         for turn in 0..self.endpoints.len() {
             let at = (first + turn) % self.endpoints.len();
             let endpoint = &self.endpoints[at];
-            let answer = argosy_rpc::connect(endpoint, &self.token, hello.clone()).await;
+            let answer = match &self.tls {
+                Some(tls) => argosy_rpc::connect_with(endpoint, &self.token, tls, hello.clone()).await,
+                None => argosy_rpc::connect(endpoint, &self.token, hello.clone()).await,
+            };
             let answer = answer.and_then(|session| match fits(&session.welcome) {
                 Ok(()) => Ok(session),
                 Err(reason) => Err(RpcError::OtherRun {

@@ -3,22 +3,27 @@
 
 pub(crate) mod assemble;
 mod line;
+mod package;
 mod shell;
 
 use crate::crash;
+use crate::peer::Place;
 use crate::preempt::{self, Provider, Watch};
 use crate::trainer::{Aborts, Lease};
 use argosy_common::exit::Exit;
 use argosy_common::follower::{Event, Settings, TrainerOrder};
 use argosy_common::ids::WorkerId;
-use argosy_rpc::{Hello, Welcome};
+use argosy_rpc::{Hello, NO_ID, Tls, Welcome};
+use assemble::Home;
 use line::{Calls, Line};
 use ractor::{Actor, ActorRef};
 use shell::{Ended, Shell, ShellArgs, Told};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -29,8 +34,18 @@ pub struct JoinOptions {
     pub endpoints: Vec<String>,
     /// File that holds the token.
     pub token_file: PathBuf,
-    /// The id the coordinator gave.
-    pub worker: WorkerId,
+    /// The id the coordinator gave; without one it is asked for.
+    pub worker: Option<WorkerId>,
+    /// Folder with this machine's certificates.
+    pub tls: Option<PathBuf>,
+    /// The machine's name; by default the one that its certificate has.
+    pub name: Option<String>,
+    /// Folder for what this worker fetches and writes, where it shares none with the coordinator.
+    pub dir: PathBuf,
+    /// Where peers find it; by default the address that it reaches the coordinator from.
+    pub listen: Option<SocketAddr>,
+    /// The host that peers reach it at, where that is another.
+    pub advertise: Option<String>,
     /// When and how it leaves.
     pub leave: LeaveArgs,
 }
@@ -63,17 +78,28 @@ pub async fn join(options: JoinOptions) -> Result<Exit, (Exit, String)> {
             format!("token file {}: {e}", options.token_file.display()),
         )
     })?;
+    let tls = options.tls.as_deref().map(Tls::open).transpose();
+    let tls = tls.map_err(|e| (Exit::BadConfig, e.to_string()))?;
+    let named = options.name.clone().or_else(|| tls.as_ref().map(Tls::node));
     let hello = Hello {
-        worker: options.worker,
+        worker: options.worker.unwrap_or(NO_ID),
+        node: named.unwrap_or_default(),
         pid: std::process::id(),
         numeric_class: assemble::numeric_class().to_string(),
         returning: None,
     };
-    let calls = Calls::new(options.endpoints, token.trim().to_owned(), hello);
+    let mut calls = Calls::new(options.endpoints.clone(), token.trim().to_owned(), tls.clone(), hello);
     let session = calls.first().await.map_err(|e| (e.exit(), e.to_string()))?;
     let welcome = session.welcome.clone();
-    crash::set_place(welcome.run_dir.as_ref(), options.worker);
-    tracing::info!(run = welcome.run, worker = %options.worker, "joined");
+    let worker = welcome.worker;
+    calls.named(worker);
+    let arrival = Arrival {
+        place: place(&options, session.local, tls),
+        welcome: welcome.clone(),
+        dir: options.dir.clone(),
+        runtime: Handle::current(),
+    };
+    tracing::info!(run = welcome.run, %worker, node = calls.node(), "joined");
 
     let (orders, taken) = channel();
     let (ended, end) = oneshot::channel();
@@ -84,7 +110,7 @@ pub async fn join(options: JoinOptions) -> Result<Exit, (Exit, String)> {
     };
     let args = ShellArgs {
         settings: Settings {
-            worker: options.worker.0,
+            worker: worker.0,
             seed: welcome.job.seed,
             leases: welcome.leases,
             orphan_max_ms: welcome.orphan_max_ms,
@@ -104,7 +130,7 @@ pub async fn join(options: JoinOptions) -> Result<Exit, (Exit, String)> {
 
     let heartbeat_ms = welcome.heartbeat_ms.max(1);
     let cuts = Cuts { aborts, lease };
-    let trainer_done = start_trainer(welcome, options.worker, cuts, taken, shell.clone())
+    let trainer_done = start_trainer(arrival, worker, cuts, taken, shell.clone())
         .map_err(|e| failed("no thread for the trainer", &e))?;
     let beside = [
         tokio::spawn(beat(heartbeat_ms, shell.clone())),
@@ -130,6 +156,40 @@ pub async fn join(options: JoinOptions) -> Result<Exit, (Exit, String)> {
     }
 }
 
+/// Where peers find this worker: the address that it reaches the coordinator from, unless it was told another.
+fn place(options: &JoinOptions, local: IpAddr, tls: Option<Tls>) -> Place {
+    let default = SocketAddr::new(local, 0);
+    let place = Place::default();
+    Place {
+        listen: options
+            .listen
+            .unwrap_or(if tls.is_some() { default } else { place.listen }),
+        advertise: options.advertise.clone(),
+        tls,
+    }
+}
+
+/// What the trainer's thread begins with. Files are fetched there, so that heartbeats go on meanwhile.
+struct Arrival {
+    welcome: Welcome,
+    dir: PathBuf,
+    place: Place,
+    runtime: Handle,
+}
+
+impl Arrival {
+    /// What the coordinator said stays as it is elsewhere: it is compared with what the next one says.
+    fn settle(self, worker: WorkerId) -> Result<Home, (Exit, String)> {
+        let own = self.runtime.block_on(package::at_home(&self.welcome, &self.dir))?;
+        crash::set_place(own.run_dir.as_ref(), worker);
+        Ok(Home {
+            config_hash: self.welcome.job.config_hash(),
+            welcome: own,
+            place: self.place,
+        })
+    }
+}
+
 /// How the agent reaches into the trainer's thread.
 struct Cuts {
     aborts: Aborts,
@@ -138,7 +198,7 @@ struct Cuts {
 
 /// Starts the trainer's thread. The receiver resolves when it has ended.
 fn start_trainer(
-    welcome: Welcome,
+    arrival: Arrival,
     worker: WorkerId,
     cuts: Cuts,
     orders: Receiver<TrainerOrder>,
@@ -154,7 +214,11 @@ fn start_trainer(
         let _ = told.cast(Told::Happened(event));
     });
     std::thread::Builder::new().name("trainer".into()).spawn(move || {
-        let work = || match assemble::trainer(&welcome, worker, cuts.aborts, cuts.lease, emit.clone()) {
+        let settled = || {
+            let home = arrival.settle(worker)?;
+            assemble::trainer(&home, worker, (cuts.aborts, cuts.lease), emit.clone())
+        };
+        let work = || match settled() {
             Ok(mut trainer) => trainer.run(&orders),
             Err((exit, message)) => emit(Event::TrainerFailed {
                 exit: exit.code(),

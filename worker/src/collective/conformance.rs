@@ -1,7 +1,7 @@
 //! One suite for every collective.
 
 use super::{AbortHandle, BLOCK_ELEMENTS, Collective, CollectiveError, local, ring::RingCollective};
-use crate::peer::{Hello, PeerError, PeerServer, Purpose, connect};
+use crate::peer::{Hello, PeerError, PeerServer, Place, Purpose, connect};
 use argosy_common::ids::Generation;
 use argosy_common::plan::generation_secret;
 use argosy_rpc::frame::Fence;
@@ -33,9 +33,26 @@ fn ring_members(size: usize) -> Members {
     ring_members_fenced(&vec![FENCE; size])
 }
 
+/// The ring as between machines: every connection with certificates on both sides.
+fn secured_members(size: usize) -> Members {
+    let pki = crate::peer::testing::Pki::default();
+    let place = |rank: usize| Place {
+        tls: Some(pki.worker(&format!("gpu-{rank}"))),
+        ..Place::default()
+    };
+    members_at((0..size).map(place).collect(), &vec![FENCE; size])
+}
+
 fn ring_members_fenced(fences: &[Fence]) -> Members {
+    members_at(vec![Place::default(); fences.len()], fences)
+}
+
+fn members_at(places: Vec<Place>, fences: &[Fence]) -> Members {
     let size = fences.len();
-    let servers: Vec<PeerServer> = (0..size).map(|_| PeerServer::start(b"run".to_vec()).unwrap()).collect();
+    let servers: Vec<PeerServer> = places
+        .into_iter()
+        .map(|place| PeerServer::start_at(place, b"run".to_vec()).unwrap())
+        .collect();
     let secret = generation_secret(b"run", GENERATION);
     let handles: Vec<AbortHandle> = (0..size).map(|_| AbortHandle::new()).collect();
     let join = |rank: usize| -> Box<dyn Collective> {
@@ -49,7 +66,7 @@ fn ring_members_fenced(fences: &[Fence]) -> Members {
             secret,
             purpose,
         };
-        let next = connect(&servers[(rank + 1) % size].addr().to_string(), &hello, &abort).unwrap();
+        let next = connect(&servers[(rank + 1) % size].addr(), &hello, servers[rank].tls(), &abort).unwrap();
         let prev = servers[rank]
             .take_ring(GENERATION, ((rank + size - 1) % size) as u32, &abort)
             .unwrap();
@@ -80,13 +97,17 @@ struct Kind {
     sizes: &'static [usize],
 }
 
-const KINDS: [Kind; 2] = [
+const KINDS: [Kind; 3] = [
     Kind {
         members: local_members,
         sizes: &SIZES,
     },
     Kind {
         members: ring_members,
+        sizes: &SIZES,
+    },
+    Kind {
+        members: secured_members,
         sizes: &SIZES,
     },
 ];
@@ -332,7 +353,7 @@ fn frame_of_another_generation_plan_or_run_is_refused() {
 #[test]
 fn call_with_a_wrong_secret_or_for_a_closed_generation_is_refused() {
     let server = PeerServer::start(b"run".to_vec()).unwrap();
-    let addr = server.addr().to_string();
+    let addr = server.addr();
     let purpose = Purpose::Ring { from_rank: 0 };
     let abort = AbortHandle::new();
     let call = |secret| {
@@ -343,6 +364,7 @@ fn call_with_a_wrong_secret_or_for_a_closed_generation_is_refused() {
                 secret,
                 purpose,
             },
+            None,
             &abort,
         )
     };
@@ -378,7 +400,7 @@ fn waiting_for_a_peer_that_never_comes_ends_with_the_abort() {
                 secret: [0; 32],
                 purpose: Purpose::Heal,
             };
-            connect(&free.to_string(), &hello, &abort).err() // nobody listens there any more
+            connect(&free.to_string(), &hello, None, &abort).err() // nobody listens there any more
         });
         abort.abort();
         assert!(matches!(waiting.join().unwrap(), Some(PeerError::Aborted)));

@@ -11,20 +11,21 @@ use super::{
     AbortHandle, Collective, CollectiveError, Progress, Result, Sentinel, block_places, check_root, chunk_range,
     owned_chunk, read_sentinel, sentinel_word,
 };
+use crate::peer::PeerStream;
 use argosy_rpc::frame::{Fence, FrameHeader, FrameKind, HEADER_BYTES};
 use argosy_torch_ext::bytes_of_mut;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use route::{FRAME_BYTES, Leg, Route, Walk};
 use std::io::{ErrorKind, IoSlice, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::ops::Range;
 use std::os::fd::AsFd;
 
 /// This rank's two connections; without them it is alone.
 #[derive(Debug)]
 struct Links {
-    next: TcpStream,
-    prev: TcpStream,
+    next: PeerStream,
+    prev: PeerStream,
 }
 
 /// One rank's place in the ring.
@@ -78,11 +79,11 @@ impl RingCollective {
         rank: usize,
         size: usize,
         fence: Fence,
-        next: TcpStream,
-        prev: TcpStream,
+        next: PeerStream,
+        prev: PeerStream,
         abort: AbortHandle,
     ) -> std::io::Result<Self> {
-        for socket in [&next, &prev] {
+        for socket in [next.socket(), prev.socket()] {
             socket.set_nodelay(true)?;
             socket.set_nonblocking(true)?;
         }
@@ -131,28 +132,31 @@ impl RingCollective {
     /// Goes the whole route over `buffer`.
     fn travel(&mut self, buffer: &mut [u8], route: &Route) -> Result<()> {
         self.entered = self.entered.saturating_add(1);
-        let Some(links) = self.links.take() else {
+        let Some(mut links) = self.links.take() else {
             return Err(CollectiveError::Mismatch("a way round the ring without a peer".into()));
         };
-        let result = self.pump(&links, buffer, route);
+        let result = self.pump(&mut links, buffer, route);
         self.links = Some(links);
         result
     }
 
-    fn pump(&mut self, links: &Links, buffer: &mut [u8], route: &Route) -> Result<()> {
+    fn pump(&mut self, links: &mut Links, buffer: &mut [u8], route: &Route) -> Result<()> {
         let (mut sending, mut receiving) = (Walk::new(&route.send), Walk::new(&route.receive));
         loop {
             if self.abort.is_aborted() {
                 return Err(CollectiveError::Aborted);
             }
-            let sent = self.send_some(&links.next, buffer, &mut sending, route.head + receiving.done)?;
-            let received = self.receive_some(&links.prev, buffer, &mut receiving)?;
+            let sent = self.send_some(&mut links.next, buffer, &mut sending, route.head + receiving.done)?;
+            let received = self.receive_some(&mut links.prev, buffer, &mut receiving)?;
+            // With TLS a link may have taken more than its socket.
+            let pushed = links.next.push().map_err(|e| self.lost(self.next_rank(), e))?;
+            links.prev.push().map_err(|e| self.lost(self.prev_rank(), e))?;
             let (to_send, to_receive) = (sending.frame(), receiving.frame());
-            if to_send.is_none() && to_receive.is_none() {
+            if to_send.is_none() && to_receive.is_none() && !links.next.is_pending() {
                 return Ok(());
             }
-            if !sent && !received {
-                let may_send = self.out.frame.is_some();
+            if !sent && !received && !pushed {
+                let may_send = self.out.frame.is_some() || links.next.is_pending();
                 self.wait(links, may_send, to_receive.is_some())?;
             }
         }
@@ -161,7 +165,7 @@ impl RingCollective {
     /// Sends until the socket is full or what may leave has left; false if that is nothing.
     fn send_some(
         &mut self,
-        mut socket: &TcpStream,
+        socket: &mut PeerStream,
         buffer: &[u8],
         walk: &mut Walk<'_>,
         may_leave: usize,
@@ -211,7 +215,7 @@ impl RingCollective {
 
     /// Receives what is there, up to the end of one frame; false if that is nothing. The header is judged before any payload
     /// is read.
-    fn receive_some(&mut self, mut socket: &TcpStream, buffer: &mut [u8], walk: &mut Walk<'_>) -> Result<bool> {
+    fn receive_some(&mut self, socket: &mut PeerStream, buffer: &mut [u8], walk: &mut Walk<'_>) -> Result<bool> {
         let Some(frame) = walk.frame() else { return Ok(false) };
         let whole = HEADER_BYTES + frame.place.len();
         let adds = frame.kind == FrameKind::Reduce;
@@ -261,10 +265,10 @@ impl RingCollective {
     fn wait(&self, links: &Links, sending: bool, receiving: bool) -> Result<()> {
         let mut polled = Vec::with_capacity(2);
         if sending {
-            polled.push(PollFd::new(links.next.as_fd(), PollFlags::POLLOUT));
+            polled.push(PollFd::new(links.next.socket().as_fd(), PollFlags::POLLOUT));
         }
         if receiving {
-            polled.push(PollFd::new(links.prev.as_fd(), PollFlags::POLLIN));
+            polled.push(PollFd::new(links.prev.socket().as_fd(), PollFlags::POLLIN));
         }
         match poll(&mut polled, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
@@ -369,8 +373,8 @@ impl Drop for RingCollective {
     fn drop(&mut self) {
         // The abort handle may keep twins of the sockets; peers shall see the end now.
         if let Some(links) = &self.links {
-            let _ = links.next.shutdown(Shutdown::Both);
-            let _ = links.prev.shutdown(Shutdown::Both);
+            let _ = links.next.socket().shutdown(Shutdown::Both);
+            let _ = links.prev.socket().shutdown(Shutdown::Both);
         }
     }
 }

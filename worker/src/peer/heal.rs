@@ -9,13 +9,14 @@
 //! A holder reads each piece from its state when it is asked for; nothing is copied whole.
 
 use super::hello::{Hello, Purpose, connect};
+use super::stream::PeerStream;
 use super::{PeerError, Result};
 use crate::collective::AbortHandle;
 use crate::engine::StateRead;
 use argosy_common::ids::{Generation, StateName};
+use argosy_rpc::Tls;
 use argosy_rpc::frame::{Fence, FrameHeader, FrameKind, HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
@@ -71,7 +72,7 @@ pub struct Fetched {
 }
 
 /// Answers requests until the caller has enough or the snapshot is withdrawn: from then on the state changes.
-pub(super) fn serve(socket: &mut TcpStream, snapshot: &Weak<Snapshot>) -> std::io::Result<()> {
+pub(super) fn serve(socket: &mut PeerStream, snapshot: &Weak<Snapshot>) -> std::io::Result<()> {
     let withdrawn = || std::io::Error::other("the state is not handed out any more");
     let held = snapshot.upgrade().ok_or_else(withdrawn)?;
     let (fence, state_bytes, log_bytes) = (held.fence, held.bytes, held.log.len());
@@ -116,7 +117,7 @@ pub(super) fn serve(socket: &mut TcpStream, snapshot: &Weak<Snapshot>) -> std::i
 }
 
 /// False at the end of the caller's wishes.
-fn read_request(socket: &mut TcpStream, request: &mut [u8; REQUEST_BYTES]) -> std::io::Result<bool> {
+fn read_request(socket: &mut PeerStream, request: &mut [u8; REQUEST_BYTES]) -> std::io::Result<bool> {
     match socket.read_exact(request) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
@@ -137,6 +138,8 @@ pub struct Wanted<'a> {
     pub fence: Fence,
     /// Its secret.
     pub secret: [u8; 32],
+    /// What this worker shows them; `None` on loopback.
+    pub tls: Option<&'a Tls>,
     /// Length of a state of this model.
     pub bytes: usize,
 }
@@ -275,7 +278,7 @@ fn from_holder(shared: &Shared<'_>, holder: usize) -> Result<()> {
         secret: shared.wanted.secret,
         purpose: Purpose::Heal,
     };
-    let mut call = match connect(addr, &hello, &shared.over) {
+    let mut call = match connect(addr, &hello, shared.wanted.tls, &shared.over) {
         // The others had brought everything before this one answered.
         Err(PeerError::Aborted) => return Ok(()),
         socket => Call {
@@ -310,7 +313,7 @@ fn from_holder(shared: &Shared<'_>, holder: usize) -> Result<()> {
 
 /// A connection to one holder.
 struct Call<'a> {
-    socket: TcpStream,
+    socket: PeerStream,
     addr: &'a str,
     fence: Fence,
     over: &'a AbortHandle,

@@ -84,13 +84,14 @@ fn heal(holders: &[String], abort: &AbortHandle) -> Result<super::Fetched, PeerE
         holders,
         fence: FENCE,
         secret: generation_secret(RUN_SECRET, GENERATION),
+        tls: None,
         bytes: BYTES,
     };
     fetch(wanted, abort)
 }
 
 fn addresses(servers: &[Arc<PeerServer>]) -> Vec<String> {
-    servers.iter().map(|s| s.addr().to_string()).collect()
+    servers.iter().map(|s| s.addr()).collect()
 }
 
 #[test]

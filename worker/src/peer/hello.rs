@@ -8,9 +8,11 @@
 //!          ◀── accepted ─────────────────────────────
 //! ```
 
+use super::stream::{PeerStream, distrust};
 use super::{PeerError, Result};
 use crate::collective::AbortHandle;
 use argosy_common::ids::Generation;
+use argosy_rpc::Tls;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::io::{Read, Write};
@@ -137,7 +139,10 @@ impl Hello {
     }
 
     /// The listener's side, up to the caller's proof. `None` if that does not come or is not good.
-    pub(super) fn receive(socket: &mut TcpStream, secret_of: impl Fn(Generation) -> [u8; 32]) -> Option<Self> {
+    pub(super) fn receive(
+        socket: &mut (impl Read + Write),
+        secret_of: impl Fn(Generation) -> [u8; 32],
+    ) -> Option<Self> {
         let mut call = [0; CALL_BYTES];
         socket.read_exact(&mut call).ok()?;
         let hello = Self::decode(&call, secret_of)?;
@@ -157,7 +162,7 @@ impl Hello {
     }
 
     /// The caller's side; true if the listener proved that it knows the secret and said that it accepts.
-    fn present(&self, socket: &mut TcpStream) -> std::io::Result<bool> {
+    fn present(&self, socket: &mut (impl Read + Write)) -> std::io::Result<bool> {
         let call = self.encode(&nonce()?);
         socket.write_all(&call)?;
         let mut answer = [0; NONCE_BYTES + CODE_BYTES];
@@ -186,8 +191,9 @@ impl Hello {
 /// Connects to a peer and shows it `hello`; tries again while nobody listens, until `abort` is used.
 ///
 /// # Errors
-/// [`PeerError::Aborted`], [`PeerError::Refused`], or [`PeerError::Lost`] for an address that cannot be one.
-pub fn connect(addr: &str, hello: &Hello, abort: &AbortHandle) -> Result<TcpStream> {
+/// [`PeerError::Aborted`], [`PeerError::Refused`], [`PeerError::Untrusted`], or [`PeerError::Lost`] for an address that cannot
+/// be one.
+pub fn connect(addr: &str, hello: &Hello, tls: Option<&Tls>, abort: &AbortHandle) -> Result<PeerStream> {
     let lost = |why: String| PeerError::Lost { addr: addr.into(), why };
     let target: SocketAddr = addr
         .to_socket_addrs()
@@ -195,7 +201,7 @@ pub fn connect(addr: &str, hello: &Hello, abort: &AbortHandle) -> Result<TcpStre
         .next()
         .ok_or_else(|| lost("the address resolves to nothing".into()))?;
     let waker = Waker::of(abort);
-    let mut socket = loop {
+    let socket = loop {
         if abort.is_aborted() {
             return Err(PeerError::Aborted);
         }
@@ -205,10 +211,16 @@ pub fn connect(addr: &str, hello: &Hello, abort: &AbortHandle) -> Result<TcpStre
         }
     };
     close_on_abort(&socket, abort).map_err(|e| lost(e.to_string()))?;
-    let shown = socket.set_nodelay(true).and_then(|()| hello.present(&mut socket));
-    match shown {
+    socket.set_nodelay(true).map_err(|e| lost(e.to_string()))?;
+    let aborted = |error| if abort.is_aborted() { PeerError::Aborted } else { error };
+    let mut stream = PeerStream::call(socket, tls, addr).map_err(aborted)?;
+    match hello.present(&mut stream) {
         _ if abort.is_aborted() => Err(PeerError::Aborted),
-        Ok(true) => Ok(socket),
+        Ok(true) => Ok(stream),
+        Err(e) if distrust(&e).is_some() => Err(PeerError::Untrusted {
+            addr: addr.into(),
+            why: distrust(&e).unwrap_or_default(),
+        }),
         _ => Err(PeerError::Refused { addr: addr.into() }),
     }
 }

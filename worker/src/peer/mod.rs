@@ -5,10 +5,16 @@ mod heal;
 mod heal_tests;
 mod hello;
 mod server;
+#[cfg(test)]
+mod strangers;
+mod stream;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use heal::{Fetched, Snapshot, Wanted, fetch};
 pub use hello::{Hello, Purpose, connect};
-pub use server::PeerServer;
+pub use server::{PeerServer, Place};
+pub use stream::PeerStream;
 
 use argosy_rpc::frame::FrameError;
 
@@ -31,6 +37,14 @@ pub enum PeerError {
     Refused {
         /// The peer.
         addr: String,
+    },
+    /// Either side does not believe the other's certificate.
+    #[error("{addr}: {why}")]
+    Untrusted {
+        /// The peer.
+        addr: String,
+        /// Whose certificate, and what is wrong with it.
+        why: String,
     },
     /// The peer sent something that must not be used.
     #[error("{addr}: {error}")]

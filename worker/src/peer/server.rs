@@ -3,13 +3,15 @@
 
 use super::heal::{self, Snapshot};
 use super::hello::{ACCEPTED, Hello, Purpose, close_on_abort};
+use super::stream::PeerStream;
 use super::{PeerError, Result};
 use crate::collective::AbortHandle;
 use argosy_common::ids::Generation;
 use argosy_common::plan::generation_secret;
+use argosy_rpc::Tls;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ const CALLERS_MAX: usize = 1_024;
 #[derive(Debug, Default)]
 struct Board {
     /// Ring sockets that nobody has taken yet.
-    rings: BTreeMap<(Generation, u32), TcpStream>,
+    rings: BTreeMap<(Generation, u32), PeerStream>,
     /// What is served to those who heal in the generation.
     snapshot: Option<(Generation, Arc<Snapshot>)>,
     /// Generations up to this one are over; their callers are sent away.
@@ -45,10 +47,33 @@ impl Shared {
     }
 }
 
+/// Where a worker is found by its peers, and what it shows them.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Where it listens; port 0 takes a free one. Off loopback certificates are needed.
+    pub listen: SocketAddr,
+    /// The host that peers reach it at, where that is not the one it listens on.
+    pub advertise: Option<String>,
+    /// Certificates; with them nobody is spoken to in clear.
+    pub tls: Option<Tls>,
+}
+
+impl Default for Place {
+    /// A free port of loopback, in clear.
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertise: None,
+            tls: None,
+        }
+    }
+}
+
 /// The listener. Lives as long as the worker.
 #[derive(Debug)]
 pub struct PeerServer {
     addr: SocketAddr,
+    place: Place,
     shared: Arc<Shared>,
 }
 
@@ -58,7 +83,24 @@ impl PeerServer {
     /// # Errors
     /// When no port can be had.
     pub fn start(run_secret: Vec<u8>) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        Self::start_at(Place::default(), run_secret)
+    }
+
+    /// The same at another place, where callers must also show a worker's certificate.
+    ///
+    /// # Errors
+    /// When the port cannot be had, or when a place off loopback has no certificates.
+    pub fn start_at(place: Place, run_secret: Vec<u8>) -> std::io::Result<Self> {
+        if !place.listen.ip().is_loopback() && place.tls.is_none() {
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::InvalidInput,
+                format!(
+                    "refusing to listen on {}: without certificates a worker is found on loopback only; see `argosy pki`",
+                    place.listen
+                ),
+            ));
+        }
+        let listener = TcpListener::bind(place.listen)?;
         let addr = listener.local_addr()?;
         let shared = Arc::new(Shared {
             board: Mutex::new(Board::default()),
@@ -66,6 +108,7 @@ impl PeerServer {
         });
         let theirs = shared.clone();
         let secret = Arc::new(run_secret);
+        let tls = place.tls.clone();
         std::thread::Builder::new().name("peer-accept".into()).spawn(move || {
             for socket in listener.incoming() {
                 if theirs.lock().closing {
@@ -77,30 +120,40 @@ impl PeerServer {
                     tracing::warn!("too many callers at once; one was sent away");
                     continue;
                 }
-                let (shared, secret) = (theirs.clone(), secret.clone());
+                let (shared, secret, tls) = (theirs.clone(), secret.clone(), tls.clone());
                 // A thread for each caller: one that is silent or slow must not keep the others waiting.
                 let spawned = std::thread::Builder::new()
                     .name("peer-call".into())
-                    .spawn(move || answer(socket, &shared, &secret));
+                    .spawn(move || answer(socket, tls.as_ref(), &shared, &secret));
                 if let Err(error) = spawned {
                     tracing::warn!(%error, "no thread for a peer's call");
                 }
             }
         })?;
-        Ok(Self { addr, shared })
+        Ok(Self { addr, place, shared })
     }
 
     /// Where peers reach it.
     #[must_use]
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
+    pub fn addr(&self) -> String {
+        match &self.place.advertise {
+            Some(host) if host.contains(':') => format!("[{host}]:{}", self.addr.port()),
+            Some(host) => format!("{host}:{}", self.addr.port()),
+            None => self.addr.to_string(),
+        }
+    }
+
+    /// The certificates that it shows, and those who call for it.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Tls> {
+        self.place.tls.as_ref()
     }
 
     /// Waits for the ring connection of the rank before us.
     ///
     /// # Errors
     /// [`PeerError::Aborted`].
-    pub fn take_ring(&self, generation: Generation, from_rank: u32, abort: &AbortHandle) -> Result<TcpStream> {
+    pub fn take_ring(&self, generation: Generation, from_rank: u32, abort: &AbortHandle) -> Result<PeerStream> {
         let shared = self.shared.clone();
         abort.on_abort(move || {
             // Under the lock: the waiting thread is either before its check or already waiting.
@@ -118,7 +171,7 @@ impl PeerServer {
                     addr: format!("rank {from_rank}"),
                     why: e.to_string(),
                 };
-                close_on_abort(&socket, abort).map_err(lost)?;
+                close_on_abort(socket.socket(), abort).map_err(lost)?;
                 return Ok(socket);
             }
             board = self.shared.wait(board);
@@ -158,22 +211,40 @@ impl Drop for PeerServer {
         drop(board);
         self.shared.changed.notify_all();
         // The accepting thread looks at `closing` when somebody calls; this is that call.
-        let _ = TcpStream::connect_timeout(&self.addr, Duration::from_secs(1));
+        let mut addr = self.addr;
+        if addr.ip().is_unspecified() {
+            addr.set_ip(match addr.ip() {
+                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        let _ = TcpStream::connect_timeout(&addr, Duration::from_secs(1));
     }
 }
 
 /// One caller, from its hello to the end of what it came for.
-fn answer(mut socket: TcpStream, shared: &Shared, run_secret: &[u8]) {
+fn answer(socket: TcpStream, tls: Option<&Tls>, shared: &Shared, run_secret: &[u8]) {
     let timeout = Some(Duration::from_millis(HELLO_MS));
-    let hello = match socket.set_read_timeout(timeout) {
-        Ok(()) => Hello::receive(&mut socket, |g| generation_secret(run_secret, g)),
-        Err(_) => None,
+    let peer = socket.peer_addr().map_or_else(|_| "somebody".into(), |a| a.to_string());
+    let timed = socket
+        .set_read_timeout(timeout)
+        .and_then(|()| socket.set_write_timeout(timeout));
+    let mut socket = match timed.and_then(|()| PeerStream::accept(socket, tls)) {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::warn!(peer, %error, "a call without a worker's certificate was refused");
+            return;
+        }
     };
-    let Some(hello) = hello else {
-        tracing::warn!("a call without the generation's secret was refused");
+    let Some(hello) = Hello::receive(&mut socket, |g| generation_secret(run_secret, g)) else {
+        tracing::warn!(peer, "a call without the generation's secret was refused");
         return;
     };
-    let ready = socket.set_read_timeout(None).and_then(|()| socket.set_nodelay(true));
+    let plain = socket.socket();
+    let untimed = plain
+        .set_read_timeout(None)
+        .and_then(|()| plain.set_write_timeout(None));
+    let ready = untimed.and_then(|()| plain.set_nodelay(true));
     if ready.is_err() || shared.lock().over >= Some(hello.generation) {
         return;
     }

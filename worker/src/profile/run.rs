@@ -3,6 +3,8 @@
 use super::report::{Profile, Step};
 use super::{ProfileArgs, machine, trace};
 use crate::agent;
+use crate::agent::assemble::Home;
+use crate::peer::Place;
 use crate::trainer::{Aborts, Emit, Lease};
 use argosy_common::config::{Job, Precision};
 use argosy_common::exit::Exit;
@@ -63,6 +65,8 @@ fn welcome(args: &ProfileArgs) -> Result<Welcome, Failure> {
         text.ok_or_else(|| (Exit::Usage, format!("path {} is not UTF-8", path.display())))
     };
     Ok(Welcome {
+        worker: WorkerId(1),
+        files_url: None,
         run: RUN.into(),
         job_dir: utf8(&args.base)?,
         index_path: utf8(&args.index)?,
@@ -95,7 +99,12 @@ fn train(args: &ProfileArgs, welcome: &Welcome, progress: &dyn Fn(&str)) -> Resu
     // One step warms up and is left out; the recording begins with it, since it has to begin before the thread.
     let recording = Recording::start();
     let (orders, taken) = channel();
-    let mut trainer = agent::assemble::trainer(welcome, WORKER, Aborts::default(), Lease::not_needed(), emit)?;
+    let home = Home {
+        welcome: welcome.clone(),
+        config_hash: welcome.job.config_hash(),
+        place: Place::default(),
+    };
+    let mut trainer = agent::assemble::trainer(&home, WORKER, (Aborts::default(), Lease::not_needed()), emit)?;
     let thread = std::thread::Builder::new()
         .name("trainer".into())
         .spawn(move || trainer.run(&taken))

@@ -109,6 +109,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             holders: &addresses,
             fence,
             secret: generation_secret(&self.setup.run_secret, plan.generation),
+            tls: self.server.tls(),
             bytes: self.engine.state_len(),
         };
         let fetched = peer::fetch(wanted, abort)?;
@@ -167,7 +168,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             secret,
             purpose: Purpose::Ring { from_rank: rank as u32 },
         };
-        let next = peer::connect(&plan.members[(rank + 1) % size].addr, &hello, abort)?;
+        let next = peer::connect(&plan.members[(rank + 1) % size].addr, &hello, self.server.tls(), abort)?;
         let prev = self
             .server
             .take_ring(plan.generation, ((rank + size - 1) % size) as u32, abort)?;

@@ -28,7 +28,7 @@ pub use source::BatchSource;
 use crate::checkpoint::{Layout, PartStore, Uploader};
 use crate::collective::{AbortHandle, Collective, CollectiveError};
 use crate::engine::{Engine, EngineError};
-use crate::peer::{PeerError, PeerServer};
+use crate::peer::{PeerError, PeerServer, Place};
 use crate::steplog_writer::StepLogWriter;
 use argosy_common::config::TrainConfig;
 use argosy_common::events::{AbortReport, FromWorker, NotFinite};
@@ -58,6 +58,8 @@ pub struct Setup<E> {
     pub checkpoints: PartStore,
     /// What generation secrets derive from.
     pub run_secret: Vec<u8>,
+    /// Where its peers find it, and what it shows them.
+    pub place: Place,
     /// How it trains.
     pub train: TrainConfig,
     /// What it trains on.
@@ -216,7 +218,8 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
     pub fn new(mut setup: Setup<E>, source: S) -> Result<Self, (Exit, String)> {
         let engine = (setup.make_engine)().map_err(|e| (Exit::BadConfig, e.to_string()))?;
         let failed = |what: &str, e: std::io::Error| (Exit::JobFailed, format!("{what}: {e}"));
-        let server = PeerServer::start(setup.run_secret.clone()).map_err(|e| failed("no port for peers", e))?;
+        let server = PeerServer::start_at(setup.place.clone(), setup.run_secret.clone())
+            .map_err(|e| failed("no port for peers", e))?;
         let log = StepLogWriter::open(&setup.run_dir, setup.worker).map_err(|e| failed("the step log", e))?;
         let uploader = Uploader::new(setup.checkpoints.clone(), setup.emit.clone(), setup.failpoint.clone());
         let layout = Arc::new(Layout::new(engine.state_table()));
@@ -248,7 +251,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
     /// Carries out orders until told to quit or until nobody can give any.
     pub fn run(&mut self, orders: &Receiver<TrainerOrder>) {
         self.emit(Event::TrainerReady {
-            addr: self.server.addr().to_string(),
+            addr: self.server.addr(),
             name: StateName::INITIAL,
         });
         loop {

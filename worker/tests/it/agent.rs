@@ -62,6 +62,8 @@ fn stage(orphan_max_ms: u64) -> Stage {
     index.write(&index_path).unwrap();
     let path = |path: &Path| path.to_str().unwrap().to_owned();
     let welcome = Welcome {
+        worker: WorkerId(1),
+        files_url: None,
         run: "alone-1".into(),
         job_dir: path(dir.path()),
         index_path: path(&index_path),
@@ -102,6 +104,7 @@ impl Doorman for Porch {
         if let Some(why) = &self.refusal {
             return Err(Status::failed_precondition(why));
         }
+        let worker = hello.worker;
         let (to_worker, outgoing) = mpsc::channel(64);
         let (incoming, words) = mpsc::channel(64);
         let guest = Guest {
@@ -111,7 +114,10 @@ impl Doorman for Porch {
         };
         self.guests.send(guest).await.map_err(|_| Status::unavailable("over"))?;
         Ok(Admission {
-            welcome: self.welcome.clone(),
+            welcome: Welcome {
+                worker,
+                ..self.welcome.clone()
+            },
             outgoing,
             incoming,
         })

@@ -12,6 +12,7 @@ use argosy_common::steplog::{MaskReason, RowState, StepRecord, parse};
 use argosy_shard_loader::{LaneBatch, LoaderError};
 use argosy_worker::checkpoint::PartStore;
 use argosy_worker::engine::{Engine, EngineError, ToyEngine};
+use argosy_worker::peer::Place;
 use argosy_worker::trainer::{Aborts, BatchSource, Failpoint, Lease, Origin, Setup, Trainer};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -196,6 +197,7 @@ pub(crate) fn start_rig<E: Engine + 'static>(
         run_dir: run_dir.to_path_buf(),
         checkpoints: PartStore::open(run_dir.join("checkpoints").to_str().unwrap()).unwrap(),
         run_secret: b"secret of the run".to_vec(),
+        place: Place::default(),
         train: rig.train.clone(),
         shape: rig.shape.clone(),
         make_engine: Box::new(make),

@@ -3,6 +3,8 @@
 // Clippy knows test functions, not their helpers.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod hostile;
+mod secrets;
 mod tls;
 
 use argosy_common::config::Job;
@@ -25,6 +27,8 @@ fn welcome() -> Welcome {
     let job = "version = 1\nname = \"j\"\n[model]\nname = \"ViT-B-32\"\n[data]\nsources = [{ shards = \"a.tar\" }]\n\
                [train]\nlr = 0.1234567890123456789\n";
     Welcome {
+        worker: WorkerId(1),
+        files_url: None,
         run: "r".into(),
         job: Job::from_toml("job.toml", job).unwrap(),
         job_dir: "/jobs".into(),
@@ -102,6 +106,7 @@ async fn server() -> (String, mpsc::Receiver<Guest>) {
 fn hello(worker: u32) -> Hello {
     Hello {
         worker: WorkerId(worker),
+        node: "gpu-1".into(),
         pid: 99,
         numeric_class: "cpu".into(),
         returning: (worker == 12).then_some(Returning {

@@ -95,7 +95,10 @@ impl Run<'_> {
                 self.decide("end", self.book.steps, 0);
                 self.ended = true;
             }
-            Command::SpawnWorker { .. } | Command::CollectGarbage { .. } | Command::Announce { .. } => {}
+            Command::SpawnWorker { .. }
+            | Command::GiveId { .. }
+            | Command::CollectGarbage { .. }
+            | Command::Announce { .. } => {}
         }
     }
 

@@ -40,6 +40,7 @@ pub(super) struct Story {
     pub(super) records: Vec<Record>,
     pub(super) dismissed: Vec<WorkerId>,
     spawned: Vec<WorkerId>,
+    given: Vec<WorkerId>,
     pub(super) announced: Vec<RunEvent>,
     pub(super) outcome: Option<Outcome>,
 }
@@ -53,6 +54,7 @@ impl Story {
             records: Vec::new(),
             dismissed: Vec::new(),
             spawned: Vec::new(),
+            given: Vec::new(),
             announced: Vec::new(),
             outcome: None,
         };
@@ -79,6 +81,7 @@ impl Story {
                         self.sent.push((to, message));
                     }
                     Command::SpawnWorker { worker } => self.spawned.push(worker),
+                    Command::GiveId { worker } => self.given.push(worker),
                     Command::Dismiss { worker, .. } => self.dismissed.push(worker),
                     Command::Announce { event } => self.announced.push(event),
                     Command::End { outcome } => self.outcome = Some(outcome),
@@ -489,4 +492,29 @@ fn states_without_a_majority_all_go_back_and_at_last_the_run_fails() {
         }
     }
     assert!(matches!(&story.outcome, Some(Outcome::Failed { message, .. }) if message.contains("differ")));
+}
+
+#[test]
+fn id_that_a_worker_asks_for_is_durable_before_it_is_given_and_no_later_reign_gives_it_again() {
+    let mut story = Story::with(Restored::default());
+    let before = story.records.len();
+    for _ in 0..40 {
+        story.tell(Event::IdWanted);
+    }
+    let given = &story.given;
+    assert_eq!(given.len(), 40);
+    assert!(given.windows(2).all(|w| w[0] < w[1]), "{given:?}");
+    assert!(story.spawned.iter().all(|spawned| !given.contains(spawned)));
+    let named: Vec<WorkerId> = story.records[before..]
+        .iter()
+        .filter_map(|record| match record {
+            Record::WorkersNamed { upto } => Some(*upto),
+            _ => None,
+        })
+        .collect();
+    assert!(named.last() >= given.last(), "{named:?}");
+    // The next reign knows the records only.
+    let mut later = Story::with(Restored::from_records(&story.records));
+    later.tell(Event::IdWanted);
+    assert!(later.given[0] > given[39], "{:?}", later.given);
 }

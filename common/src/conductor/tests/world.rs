@@ -330,6 +330,7 @@ impl World {
                     }
                 }
                 Command::SpawnWorker { worker } => self.spawning.push_back(worker),
+                Command::GiveId { .. } => unreachable!("nobody asks"),
                 Command::Dismiss { worker, .. } => {
                     if self.workers.remove(&worker).is_some() && self.settings.spawns {
                         self.exits.push_back(worker);

@@ -3,6 +3,8 @@
 use super::{Place, record};
 use argosy_coordinator::store::{Campaign, EtcdOptions, EtcdStore, MetaStore, Reign};
 use etcd_client::{AlarmAction, AlarmType, Client, GetOptions};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -92,6 +94,13 @@ impl Servers {
         let mut child = self.members[i].take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// A disk that does not answer lets the whole server wait.
+    pub(crate) fn stand_still(&mut self, i: usize, still: bool) {
+        let signal = if still { Signal::SIGSTOP } else { Signal::SIGCONT };
+        let pid = self.members[i].as_ref().unwrap().id();
+        kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
     }
 
     pub(crate) fn restart(&mut self, i: usize) {

@@ -3,6 +3,7 @@
 
 pub(crate) mod etcd;
 mod file;
+mod secured;
 mod simulated;
 
 use crate::story::in_time;
@@ -303,4 +304,24 @@ async fn options_that_etcd_cannot_meet_are_refused_with_the_reason() {
             "{error}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_that_stands_still_as_on_a_stalled_disk_is_waited_for_and_writes_once() {
+    let mut place = EtcdPlace::with_lease(1, Duration::from_secs(20)).await;
+    let store = place.store();
+    let reign = elected(&store).await;
+    assert_eq!(reign.append(0, &record(1)).await.unwrap(), 1);
+    for next in 2..=4 {
+        place.servers.stand_still(0, true);
+        let (writer, asked) = (Arc::clone(&reign), record(next));
+        let appending = tokio::spawn(async move { writer.append(next - 1, &asked).await });
+        // The first try is given up meanwhile, and asked for again.
+        assert!(reign.renew().await.is_err(), "it stands still");
+        assert!(!appending.is_finished());
+        place.servers.stand_still(0, false);
+        assert_eq!(in_time(appending).await.unwrap().unwrap(), next);
+    }
+    reign.renew().await.unwrap();
+    assert_eq!(store.records().await.unwrap(), records(4));
 }

@@ -104,9 +104,7 @@ pub(crate) fn write(dir: &Path, facts: &RunFile) -> Outcome<()> {
 
 /// A folder for a new run: made, or found empty. One that holds something is a conflict.
 pub(crate) fn create(dir: &Path, job: &Path) -> Outcome<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder.create(dir).map_err(|e| Failure::io("create", dir, &e))?;
+    make_private(dir)?;
     let entries = std::fs::read_dir(dir).map_err(|e| Failure::io("read", dir, &e))?;
     let other = entries
         .flatten()
@@ -160,6 +158,13 @@ pub(crate) fn random<const N: usize>() -> Outcome<[u8; N]> {
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A folder that only its owner may look into, made if it is missing.
+pub(crate) fn make_private(dir: &Path) -> Outcome<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(dir).map_err(|e| Failure::io("create", dir, &e))
 }
 
 /// Writes a file that only its owner may read, replacing an older one.

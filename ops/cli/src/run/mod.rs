@@ -4,7 +4,7 @@ mod children;
 mod diff;
 pub(crate) mod folder;
 mod live;
-mod plan;
+pub(crate) mod plan;
 mod progress;
 
 use crate::args::{Format, RunArgs};
@@ -56,7 +56,8 @@ pub(crate) fn run(args: &RunArgs) -> Outcome<Exit> {
     Ok(Exit::from_code(i32::from(summary.exit)))
 }
 
-fn prepare(args: &RunArgs, started: Instant) -> Outcome<Prepared> {
+/// Reads, indexes and describes whatever a run needs, into its folder.
+pub(crate) fn prepare(args: &RunArgs, started: Instant) -> Outcome<Prepared> {
     let mut loaded = job::load(&args.job, &args.sets)?;
     if let Some(folder) = &args.pretrained {
         let folder = std::path::absolute(folder).map_err(|e| Failure::io("find", folder, &e))?;

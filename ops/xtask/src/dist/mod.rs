@@ -17,7 +17,7 @@ pub(crate) const USAGE: &str = "[--check]";
 
 /// Where the programs look for libtorch, seen from their own folder.
 const LIBRARIES: &str = "$ORIGIN/../lib";
-const PROGRAMS: [&str; 2] = ["argosy", "argosy-worker"];
+const PROGRAMS: [&str; 3] = ["argosy", "argosy-coordinator", "argosy-worker"];
 const SHELLS: [(&str, &str); 3] = [
     ("bash", "bash-completion/completions/argosy"),
     ("zsh", "zsh/site-functions/_argosy"),

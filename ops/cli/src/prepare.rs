@@ -1,0 +1,104 @@
+//! `argosy prepare`: everything that is decided before a run begins, put where the machines of a cluster find it.
+
+use crate::args::{Format, PrepareArgs, RunArgs};
+use crate::fail::{Failure, Outcome};
+use crate::out;
+use crate::run::{self, Prepared};
+use argosy_common::exit::Exit;
+use argosy_common::package::{self, Package};
+use argosy_coordinator::package::publish;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+pub(crate) fn run(args: &PrepareArgs) -> Outcome<Exit> {
+    let prepared = run::prepare(
+        &RunArgs {
+            job: args.job.clone(),
+            workers: None,
+            run: args.run.clone(),
+            resume: false,
+            pretrained: args.pretrained.clone(),
+            sets: args.sets.clone(),
+            output: args.output,
+        },
+        Instant::now(),
+    )?;
+    let url = place(&prepared)?;
+    run::plan::print(&prepared);
+    put(&prepared)?;
+    for source in &prepared.loaded.job.data.sources {
+        if !source.shards.contains("://") {
+            out::say(&format!(
+                "{} {} is a folder: every worker needs it at that path",
+                out::style("note:", out::YELLOW),
+                source.shards
+            ));
+        }
+    }
+    match args.output.output {
+        Format::Json => out::json(&serde_json::json!({"run": prepared.facts.run, "url": url}))?,
+        Format::Table => out::data(&format!("{url}\n"))?,
+    }
+    out::hint(&format!(
+        "next, on each of two machines: argosy-coordinator {url} --etcd URL --listen ADDRESS --tls DIR --token-file FILE"
+    ));
+    Ok(Exit::Ok)
+}
+
+/// Where the run lies for all machines.
+fn place(prepared: &Prepared) -> Outcome<String> {
+    let job = &prepared.loaded.job;
+    if job.checkpoint.url.is_none() {
+        let message =
+            "checkpoint.url is not set: machines of a cluster need one place for checkpoints and the run's files";
+        return Err(Failure::new(Exit::BadConfig, message)
+            .help("set it to a bucket like s3://bucket/runs, or a folder that all machines share"));
+    }
+    Ok(job
+        .checkpoint
+        .location(&prepared.dir.to_string_lossy(), &prepared.facts.run))
+}
+
+fn put(prepared: &Prepared) -> Outcome<()> {
+    let (job, facts) = (&prepared.loaded.job, &prepared.facts);
+    // The job that is put there names nothing relative, and its digest is of what it says.
+    let kept = prepared.dir.join(run::folder::JOB_FILE);
+    let config_hash = crate::job::load(&kept, &[])?.job.config_hash();
+    let package = Package {
+        version: package::PACKAGE_VERSION,
+        run: facts.run.clone(),
+        config_hash,
+        index_hash: facts.index_hash,
+        shape: prepared.shape.clone(),
+        parts_total: prepared.model.parts_total,
+        model: prepared.model.model.clone(),
+    };
+    // What a run folder says names an index inside it; another one is put under the name it has there.
+    let said = prepared.dir.join("run.json.shared");
+    let mut shared = facts.clone();
+    shared.index = package::INDEX_FILE.into();
+    shared.config_hash = config_hash;
+    let text = serde_json::to_string_pretty(&shared).map_err(|e| Failure::new(Exit::Panic, e.to_string()))?;
+    std::fs::write(&said, text + "\n").map_err(|e| Failure::io("write", &said, &e))?;
+    let below = |path: &str| Path::new(&crate::job::below(&prepared.loaded.base, path)).to_owned();
+    let mut files: Vec<(&str, PathBuf)> = vec![
+        (package::RUN_FILE, said.clone()),
+        (package::JOB_FILE, kept),
+        (package::INDEX_FILE, prepared.index_path.clone()),
+    ];
+    if let Some(config) = &job.model.config {
+        files.push((package::MODEL_FILE, below(config)));
+    }
+    if let Some(folder) = &job.model.pretrained {
+        files.push((package::WEIGHTS_FILE, below(folder).join(package::WEIGHTS_FILE)));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::NoCapacity, format!("cannot start threads: {e}")))?;
+    let published = runtime.block_on(publish(&prepared.checkpoints.objects, &package, &files));
+    runtime.shutdown_background();
+    let _ = std::fs::remove_file(&said);
+    published.map_err(|e| Failure::new(e.exit(), e.to_string()))
+}
