@@ -4,6 +4,7 @@ use crate::args::{Format, PrepareArgs, RunArgs};
 use crate::fail::{Failure, Outcome};
 use crate::out;
 use crate::run::{self, Prepared};
+use argosy_common::config::ModelConfig;
 use argosy_common::exit::Exit;
 use argosy_common::package::{self, Package};
 use argosy_coordinator::package::publish;
@@ -24,6 +25,7 @@ pub(crate) fn run(args: &PrepareArgs) -> Outcome<Exit> {
         Instant::now(),
     )?;
     let url = place(&prepared)?;
+    check_start(&prepared.loaded.job.model, &prepared.loaded.base)?;
     run::plan::print(&prepared);
     put(&prepared)?;
     for source in &prepared.loaded.job.data.sources {
@@ -57,6 +59,35 @@ fn place(prepared: &Prepared) -> Outcome<String> {
     Ok(job
         .checkpoint
         .location(&prepared.dir.to_string_lossy(), &prepared.facts.run))
+}
+
+/// Refuses first weights that are more than one exported file: only that travels to a cluster's machines.
+fn check_start(model: &ModelConfig, base: &Path) -> Outcome<()> {
+    let only_here = [
+        ("model.pretrained_image_path", &model.pretrained_image_path),
+        ("model.pretrained_text_path", &model.pretrained_text_path),
+        ("model.tokenizer", &model.tokenizer),
+    ];
+    for (key, path) in only_here {
+        if let Some(path) = path {
+            let message = format!("{key} names {path}, and a cluster's machines are not given that file yet");
+            return Err(Failure::new(Exit::BadConfig, message).help("train it on one machine with `argosy run`"));
+        }
+    }
+    let Some(folder) = &model.pretrained else {
+        return Ok(());
+    };
+    let folder = PathBuf::from(crate::job::below(base, folder));
+    if !folder.join(package::WEIGHTS_FILE).is_file() || folder.join("tokenizer.json").exists() {
+        let message = format!(
+            "model.pretrained: a cluster's machines are given one file of weights, so {} must be a folder with {} and no \
+             tokenizer.json",
+            folder.display(),
+            package::WEIGHTS_FILE
+        );
+        return Err(Failure::new(Exit::BadConfig, message).help("`argosy export WEIGHTS -o DIR` makes such a folder"));
+    }
+    Ok(())
 }
 
 fn put(prepared: &Prepared) -> Outcome<()> {
@@ -101,4 +132,30 @@ fn put(prepared: &Prepared) -> Outcome<()> {
     runtime.shutdown_background();
     let _ = std::fs::remove_file(&said);
     published.map_err(|e| Failure::new(e.exit(), e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_weights_that_a_cluster_is_not_given_are_refused_by_key() {
+        let base = tempfile::tempdir().expect("a folder");
+        let refused = |model: &ModelConfig| check_start(model, base.path()).expect_err("refused").message;
+        let plain = ModelConfig::default();
+        assert!(check_start(&plain, base.path()).is_ok());
+        let tower = ModelConfig {
+            pretrained_image_path: Some("tower.pt".into()),
+            ..plain.clone()
+        };
+        assert!(refused(&tower).contains("model.pretrained_image_path"));
+        let weights = ModelConfig {
+            pretrained: Some("start".into()),
+            ..plain
+        };
+        assert!(refused(&weights).contains("model.pretrained"));
+        std::fs::create_dir(base.path().join("start")).expect("a folder");
+        std::fs::write(base.path().join("start").join(package::WEIGHTS_FILE), b"").expect("weights");
+        assert!(check_start(&weights, base.path()).is_ok());
+    }
 }
