@@ -237,8 +237,7 @@ mod tests {
     use argosy_common::shape::{RunShape, SourceShape};
     use object_store::memory::InMemory;
 
-    const JOB: &str =
-        "version = 1\nname = \"j\"\n[model]\nname = \"ViT-B-32\"\n[data]\nsources = [{ shards = \"a\" }]\n\
+    const JOB: &str = "version = 1\nname = \"j\"\n[model]\nname = \"ViT-B-32\"\n[data]\nsources = [{ shards = \"a\" }]\n\
          [train]\nglobal_batch = 8\nepochs = 10\nlr = 1e-3\nwd = 0.1\nwarmup = 10\n";
 
     fn package(run: &str) -> Package {

@@ -70,7 +70,13 @@ fn deploy_files_name_only_flags_that_the_programs_have() {
         let help = String::from_utf8(help.stdout).expect("UTF-8");
         let mut seen = 0;
         for file in files {
-            let whole = read(file).replace("\\\n", " ");
+            // Comments speak of other programs, too.
+            let text = read(file);
+            let lines: Vec<&str> = text
+                .lines()
+                .filter(|line| !line.trim_start().starts_with('#'))
+                .collect();
+            let whole = lines.join("\n").replace("\\\n", " ");
             // Up to the next program or empty line: a call, or the list of its arguments.
             for call in whole.split(name).skip(1) {
                 let call = call.split("\n\n").next().unwrap_or_default();
