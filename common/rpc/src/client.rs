@@ -357,7 +357,8 @@ async fn listen(mut stream: tonic::Streaming<proto::CoordinatorMessage>, heard: 
 }
 
 /// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -11,7 +11,7 @@ pub mod server;
 pub mod tls;
 pub mod wire;
 
-pub use client::{Hello, NO_ID, Returning, RpcError, Session, Welcome, connect, connect_with};
+pub use client::{Hello, NO_ID, Returning, RpcError, Session, Welcome, chain, connect, connect_with};
 pub use tls::{Pem, Tls, TlsError};
 
 /// Generated from `proto/argosy/v1/session.proto`.

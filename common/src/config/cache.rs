@@ -31,14 +31,7 @@ const RESIZED_SIDE_MAX: u32 = 4096;
 
 pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
     let (cache, DataConfig { resized_side, .. }) = (&job.cache, &job.data);
-    let refuse = |key: &'static str, value: String, expected: &str| {
-        Err(ConfigError::Value {
-            file: file.into(),
-            key,
-            value,
-            expected: expected.into(),
-        })
-    };
+    let refuse = super::check::refuser(file);
     match &cache.folder {
         Some(folder) if folder.is_empty() || folder.contains("://") => {
             return refuse("cache.folder", format!("{folder:?}"), "a folder of this machine");

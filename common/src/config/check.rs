@@ -79,16 +79,21 @@ pub(super) fn line_of(text: &str, offset: usize) -> usize {
     text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count() + 1
 }
 
-/// Checks every field against its limits; the first that fails is the error.
-pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
-    let refuse = |key: &'static str, value: String, expected: &str| {
+/// Makes the error of a key of `file` whose value is not what is expected.
+pub(super) fn refuser(file: &str) -> impl Fn(&'static str, String, &str) -> Result<(), ConfigError> {
+    move |key, value, expected| {
         Err(ConfigError::Value {
             file: file.into(),
             key,
             value,
             expected: expected.into(),
         })
-    };
+    }
+}
+
+/// Checks every field against its limits; the first that fails is the error.
+pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
+    let refuse = refuser(file);
     if job.version != 1 {
         return refuse(
             "version",
@@ -161,14 +166,7 @@ pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
 /// What is said of a locked tower without locking it would do nothing, which nobody wants.
 fn check_locks(file: &str, job: &Job) -> Result<(), ConfigError> {
     let t = &job.train;
-    let refuse = |key: &'static str, value: String, expected: &str| {
-        Err(ConfigError::Value {
-            file: file.into(),
-            key,
-            value,
-            expected: expected.into(),
-        })
-    };
+    let refuse = refuser(file);
     let (groups, layers) = (t.lock_image_unlocked_groups, t.lock_text_unlocked_layers);
     for (key, set, value, locked, with) in [
         (
@@ -206,14 +204,7 @@ fn check_locks(file: &str, job: &Job) -> Result<(), ConfigError> {
 
 fn check_captions(file: &str, job: &Job) -> Result<(), ConfigError> {
     let data = &job.data;
-    let refuse = |key: &'static str, value: String, expected: &str| {
-        Err(ConfigError::Value {
-            file: file.into(),
-            key,
-            value,
-            expected: expected.into(),
-        })
-    };
+    let refuse = refuser(file);
     let entries = data.text_key.split(';').filter(|k| !k.trim().is_empty()).count();
     if entries == 0 {
         return refuse(
@@ -250,14 +241,7 @@ fn check_captions(file: &str, job: &Job) -> Result<(), ConfigError> {
 
 fn check_augmentation(file: &str, job: &Job) -> Result<(), ConfigError> {
     let aug = &job.data.aug_cfg;
-    let refuse = |key: &'static str, value: String, expected: &str| {
-        Err(ConfigError::Value {
-            file: file.into(),
-            key,
-            value,
-            expected: expected.into(),
-        })
-    };
+    let refuse = refuser(file);
     let ordered = |r: &[f64; 2]| r.iter().all(|v| v.is_finite()) && r[0] > 0.0 && r[0] <= r[1];
     if !ordered(&aug.scale) || aug.scale[1] > 1.0 {
         return refuse(
@@ -295,14 +279,7 @@ fn check_augmentation(file: &str, job: &Job) -> Result<(), ConfigError> {
 
 fn check_evaluation(file: &str, job: &Job) -> Result<(), ConfigError> {
     let e = &job.evaluation;
-    let refuse = |key: &'static str, value: String, expected: &str| {
-        Err(ConfigError::Value {
-            file: file.into(),
-            key,
-            value,
-            expected: expected.into(),
-        })
-    };
+    let refuse = refuser(file);
     if !(1..=1024).contains(&e.threads) {
         return refuse("evaluation.threads", e.threads.to_string(), "1 to 1024");
     }
@@ -339,14 +316,7 @@ fn check_evaluation(file: &str, job: &Job) -> Result<(), ConfigError> {
 
 fn check_train(file: &str, job: &Job) -> Result<(), ConfigError> {
     let t = &job.train;
-    let refuse = |key: &'static str, value: String, expected: &str| {
-        Err(ConfigError::Value {
-            file: file.into(),
-            key,
-            value,
-            expected: expected.into(),
-        })
-    };
+    let refuse = refuser(file);
     if !(2..=4_194_304).contains(&t.global_batch) {
         return refuse("train.global_batch", t.global_batch.to_string(), "2 to 4194304 rows");
     }

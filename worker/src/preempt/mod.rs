@@ -9,6 +9,7 @@ mod gcp;
 #[cfg(test)]
 mod tests;
 
+use argosy_rpc::chain;
 use reqwest::{Client, Response, StatusCode};
 use std::time::Duration;
 
@@ -194,15 +195,4 @@ impl Answer {
         let said: String = self.body.chars().take(200).collect();
         format!("{what}: HTTP {} `{said}`", self.status)
     }
-}
-
-/// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    line
 }

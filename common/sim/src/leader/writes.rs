@@ -24,7 +24,13 @@ impl<R: Rules> World<R> {
 
     pub(crate) fn request(&mut self, coordinator: usize, life: u32, op: Op) {
         let now = self.now();
-        let sent = now;
+        let answer = |op, reply| Ev::Answer {
+            coordinator,
+            life,
+            op,
+            reply,
+            sent: now,
+        };
         let node = Node::Coordinator(coordinator);
         let append = matches!(op, Op::Append { .. });
         let cut = self.net.is_cut(node, Node::Store, now);
@@ -34,20 +40,11 @@ impl<R: Rules> World<R> {
             if down > now && append {
                 self.effects.credit(fault, &self.faults);
             }
-            let answer = until - now < ANSWER_MS && !cut;
-            if answer {
+            let in_time = until - now < ANSWER_MS && !cut;
+            if in_time {
                 self.queue.at(until, Ev::Request { coordinator, life, op });
             } else {
-                self.queue.after(
-                    ANSWER_MS,
-                    Ev::Answer {
-                        coordinator,
-                        life,
-                        op,
-                        reply: None,
-                        sent,
-                    },
-                );
+                self.queue.after(ANSWER_MS, answer(op, None));
             }
             return;
         }
@@ -65,29 +62,11 @@ impl<R: Rules> World<R> {
             }
             if !lost {
                 let wait = 1 + self.draws.below(4);
-                self.queue.after(
-                    wait,
-                    Ev::Answer {
-                        coordinator,
-                        life,
-                        op,
-                        reply: Some(reply),
-                        sent,
-                    },
-                );
+                self.queue.after(wait, answer(op, Some(reply)));
                 return;
             }
         }
-        self.queue.after(
-            ANSWER_MS,
-            Ev::Answer {
-                coordinator,
-                life,
-                op,
-                reply: None,
-                sent,
-            },
-        );
+        self.queue.after(ANSWER_MS, answer(op, None));
     }
 
     pub(crate) fn answered(&mut self, coordinator: usize, life: u32, op: &Op, reply: Option<Reply>, sent: Ms) {

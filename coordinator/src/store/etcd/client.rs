@@ -144,16 +144,8 @@ impl std::fmt::Display for Trouble {
         match self {
             Self::Silent => f.write_str("no answer in time"),
             Self::Etcd(Error::GRpcStatus(status)) => f.write_str(status.message()),
-            Self::Etcd(error) => {
-                write!(f, "{error}")?;
-                // What a connection broke of stands in its causes.
-                let mut cause = std::error::Error::source(error);
-                while let Some(error) = cause {
-                    write!(f, ": {error}")?;
-                    cause = error.source();
-                }
-                Ok(())
-            }
+            // What a connection broke of stands in its causes.
+            Self::Etcd(error) => f.write_str(&argosy_rpc::chain(error)),
         }
     }
 }
