@@ -368,7 +368,10 @@ impl<R: Rules> Conductor<R> {
                 attempt,
                 failure,
                 reason,
-            } => self.part_failed(attempt, failure, &format!("{worker}: {reason}"), turn),
+            } if self.ledger.owes(worker, attempt) => {
+                self.part_failed(attempt, failure, &format!("{worker}: {reason}"), turn);
+            }
+            FromWorker::PartFailed { .. } => {} // of an attempt that is over, or of parts that are another's by now
             FromWorker::RestoreFailed { key, damaged, reason } => self.restore_failed(key, damaged, &reason, turn),
             FromWorker::LeaseWanted { generation, at } => self.lease_wanted(worker, generation, at, turn),
             // What was fetched for a generation that is over may have been dropped with it.

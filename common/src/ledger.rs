@@ -182,6 +182,13 @@ impl Ledger {
         }
     }
 
+    /// Whether the attempt under way is `number` and still needs something of `worker`.
+    #[must_use]
+    pub fn owes(&self, worker: WorkerId, number: u64) -> bool {
+        let attempt = self.open.as_ref().filter(|a| a.number == number && !self.sealed);
+        attempt.is_some_and(|a| a.owners.contains(&worker) || a.buddies.contains(&Some(worker)))
+    }
+
     /// The attempt under way, if `worker` cannot have copied its state: it left its generation before the boundary.
     #[must_use]
     pub fn never_copied(&self, worker: WorkerId, name: StateName) -> Option<u64> {

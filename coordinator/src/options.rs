@@ -1,5 +1,6 @@
 //! What a coordinator is told, and who starts its workers.
 
+use crate::store::Reign;
 use argosy_common::conductor::{Policy, Settings};
 use argosy_common::config::Job;
 use argosy_common::events::StampedEvent;
@@ -91,11 +92,11 @@ impl fmt::Debug for CoordinatorOptions {
 
 impl CoordinatorOptions {
     /// What the brain is told.
-    pub(crate) fn settings(&self, term: Term) -> Settings {
+    pub(crate) fn settings(&self, reign: &dyn Reign) -> Settings {
         let job = &self.job;
         Settings {
             run: self.run.clone(),
-            term,
+            term: reign.term(),
             lanes: self.shape.lanes,
             total_steps: self.shape.total_steps(),
             workers_min: job.workers.min,
@@ -120,6 +121,7 @@ impl CoordinatorOptions {
             seed: job.seed,
             policy: Policy {
                 outage_max_ms: self.outage_max_ms,
+                reign_ms: reign.renewal_holds_for().map_or(0, |held| held.as_millis() as u64),
                 nonfinite_max: job.failure.nonfinite_max,
                 ..Policy::default()
             },

@@ -273,7 +273,7 @@ async fn serve_run(
     let (result, outcome) = oneshot::channel();
     let welcome = options.welcome(store.term());
     let (token, tls) = (options.token.clone(), options.tls.clone());
-    let settings = options.settings(store.term());
+    let settings = options.settings(store.as_ref());
     // What expired before is deleted again: whether it was, nobody wrote down.
     let expired = settings.keep.expired(&restored.committed);
     let args = root::Args {

@@ -73,6 +73,10 @@ pub trait Reign: Debug + Send + Sync + 'static {
     /// reign, so nothing may be promised to anybody beyond it. `None`: as long as this process lives.
     fn holds_for(&self) -> Option<Duration>;
 
+    /// How long a renewal holds, from the moment it was asked for. Had the store lost the lease of the reign before this one,
+    /// that reign could believe in itself for so long after this one began. `None`: a reign ends with its process.
+    fn renewal_holds_for(&self) -> Option<Duration>;
+
     /// Renew so often; `None`: never.
     fn renew_every(&self) -> Option<Duration>;
 

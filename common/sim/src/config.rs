@@ -9,6 +9,8 @@ use argosy_common::rng::{Draws, Purpose};
 pub struct Config {
     /// Workers that are wanted.
     pub workers: u32,
+    /// No more than these train at once; the others of a fleet are spare.
+    pub workers_max: u32,
     /// Below this nothing trains.
     pub workers_min: u32,
     /// The last worker of a fleet comes so much later than the others.
@@ -57,6 +59,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             workers: 3,
+            workers_max: 4,
             workers_min: 1,
             last_comes_ms: 0,
             spawns: false,
@@ -114,6 +117,11 @@ impl Config {
             late_members: true,
             ..Self::default()
         };
+        // One more may join than is wanted; in some fleets there is room for fewer than come.
+        config.workers_max = workers + 1;
+        if !spawns && Draws::new(seed, Purpose::Jitter, 0x636f, 2).below(8) == 0 {
+            config.workers_max = (workers - 1).max(config.workers_min);
+        }
         // Faults strike while it trains, or somewhat later for those that came before.
         config.horizon_ms = 1_500 + steps * config.step_ms * 2;
         // From three renewals to five budgets: runs are short, and some leases have to run out in them.

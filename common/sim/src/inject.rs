@@ -124,6 +124,9 @@ impl<R: Rules> World<R> {
             return all.into_iter().for_each(|p| self.kill(p));
         }
         let Some(process) = self.victim(fault.who) else { return };
+        if self.config.spawns && matches!(fault.kind, FaultKind::MemberFlap | FaultKind::MemberOldState) {
+            self.faults[number].kind = FaultKind::MemberCrash; // its successor has nothing of it: a crash, and counted as one
+        }
         match fault.kind {
             FaultKind::NanData => return self.strike_numbers(number, process, fault.who, true),
             FaultKind::NanMember => return self.strike_numbers(number, process, fault.who, false),

@@ -82,7 +82,7 @@ impl<R: Rules> World<R> {
         let now = self.now();
         self.trace
             .note(now, "falls", &[coordinator as u64], || format!("c{coordinator}: {why}"));
-        self.effect(Some(Node::Coordinator(coordinator)));
+        self.effect(Node::Coordinator(coordinator));
         let c = &mut self.coordinators[coordinator];
         let (life, gone) = (c.life + 1, c.gone);
         let sessions = std::mem::take(&mut c.sessions);
@@ -237,12 +237,12 @@ impl<R: Rules> World<R> {
                 self.checks.closing(term, *generation, reason);
                 self.trace
                     .note(now, "closing", &[generation.0], || format!("{generation}: {reason}"));
-                self.effect(None);
+                self.effect_of(coordinator, reason);
             }
             RunEvent::CheckpointAbandoned { attempt, reason } => {
                 self.trace
                     .note(now, "abandoned", &[*attempt], || format!("attempt {attempt}: {reason}"));
-                self.effect(None);
+                self.effect_of(coordinator, reason);
             }
             RunEvent::WorkerLost { worker, reason } => {
                 self.checks.lost_one();
@@ -252,7 +252,9 @@ impl<R: Rules> World<R> {
                     .sessions
                     .get(worker)
                     .map(|s| self.sessions[*s].process);
-                self.effect(process.map(Node::Process));
+                if let Some(process) = process {
+                    self.effect(Node::Process(process));
+                }
             }
             RunEvent::GenerationActivated { generation } => {
                 self.trace

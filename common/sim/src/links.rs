@@ -251,7 +251,7 @@ impl<R: Rules> World<R> {
         let overtaken = number < s.seen.0;
         s.seen.0 = s.seen.0.max(number);
         if overtaken {
-            self.effect(Some(Node::Process(process)));
+            self.effect(Node::Process(process));
         }
         self.follow(process, follower::Event::Heard(message));
     }
@@ -265,7 +265,7 @@ impl<R: Rules> World<R> {
         s.seen.1 = s.seen.1.max(number);
         let (worker, coordinator, process) = (s.worker, s.coordinator, s.process);
         if overtaken {
-            self.effect(Some(Node::Process(process)));
+            self.effect(Node::Process(process));
         }
         self.tell(coordinator, Event::Said { worker, message });
     }
@@ -278,7 +278,7 @@ impl<R: Rules> World<R> {
         let process = s.process;
         if self.processes[process].alive && self.processes[process].session == Some(session) {
             self.processes[process].session = None;
-            self.effect(Some(Node::Process(process)));
+            self.effect(Node::Process(process));
             self.follow(process, follower::Event::StreamLost);
         }
     }
@@ -352,7 +352,7 @@ impl<R: Rules> World<R> {
         let reserved = p.reserved;
         let (name, bits) = (p.trainer.name, p.trainer.bits);
         if p.trainer.inside.is_some() {
-            self.effect(Some(Node::Process(process)));
+            self.effect(Node::Process(process));
             self.tell_peers(process);
         }
         self.processes[process].trainer.inside = None;

@@ -176,7 +176,7 @@ impl<R: Rules> World<R> {
                 )
             });
         if matches!(inside.at, At::In(_)) {
-            self.effect(Some(Node::Process(process)));
+            self.effect(Node::Process(process));
         }
         self.holds(process);
         self.follow(

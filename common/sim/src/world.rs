@@ -5,7 +5,7 @@ use crate::Outcome;
 use crate::check::{Checks, Violation};
 use crate::config::Config;
 use crate::data::Data;
-use crate::effects::Effects;
+use crate::effects::{self, Effects};
 use crate::etcd::{Etcd, Op, Reply};
 use crate::faults::Fault;
 use crate::leader::Coordinator;
@@ -419,9 +419,25 @@ impl<R: Rules> World<R> {
     }
 
     /// Something changed at `node`: perhaps a fault has to answer for it.
-    pub(crate) fn effect(&mut self, node: Option<Node>) {
+    pub(crate) fn effect(&mut self, node: Node) {
         let now = self.now();
-        self.effects.saw(node, now, &self.faults);
+        self.effects.saw(&[node], now, &self.faults);
+    }
+
+    /// A leader gives something up for `reason`. Who is named had a part in it; where nobody planned it, the leader and the
+    /// store had one as well.
+    pub(crate) fn effect_of(&mut self, coordinator: usize, reason: &str) {
+        let now = self.now();
+        let named = effects::named(reason);
+        let processes = self.processes.iter().enumerate();
+        let mut nodes: Vec<Node> = processes
+            .filter(|(_, p)| p.worker.is_some_and(|w| named.contains(&w)))
+            .map(|(process, _)| Node::Process(process))
+            .collect();
+        if !effects::is_planned(reason) {
+            nodes.extend([Node::Coordinator(coordinator), Node::Store]);
+        }
+        self.effects.saw(&nodes, now, &self.faults);
     }
 
     fn into_outcome(self, seed: u64) -> Outcome {

@@ -48,9 +48,13 @@ impl<'a> Attempts<'a> {
         match record {
             Record::CheckpointOpened { attempt, at_step } => {
                 let last = self.opened.last_key_value().map_or(0, |(last, _)| *last);
+                let open = self.opened.iter().find(|(_, (_, end))| end.is_none()).map(|(n, _)| *n);
                 self.opened.insert(*attempt, (*at_step, None));
                 must(*attempt > last, *attempt, || {
                     format!("it was opened after attempt {last}")
+                })?;
+                must(open.is_none(), *attempt, || {
+                    format!("it was opened before attempt {} had ended", open.unwrap_or(0))
                 })
             }
             Record::CheckpointAbandoned { attempt, .. } => self.ends(*attempt, "abandoned").map(|_| ()),

@@ -133,6 +133,10 @@ impl<R: Rules> Conductor<R> {
         let Some(name) = self.ledger.complete_name(attempt) else {
             return;
         };
+        let said = |after: &AfterPersist| matches!(after, AfterPersist::Commit { attempt: n, .. } if *n == attempt);
+        if self.pending.iter().any(said) {
+            return; // told twice: one commit of it is on its way
+        }
         let record = Record::CheckpointCommitted {
             attempt,
             key: key.clone(),
@@ -203,6 +207,9 @@ impl<R: Rules> Conductor<R> {
 
     /// A part or the manifest did not get there. Training goes on; the next attempt waits a while if it was the store.
     pub(super) fn part_failed(&mut self, attempt: u64, failure: PartFailure, reason: &str, turn: &mut Turn) {
+        if self.ledger.opened().is_none_or(|(open, _)| open != attempt) {
+            return;
+        }
         match failure {
             PartFailure::Late => self.ledger.missed(attempt),
             PartFailure::Store => {

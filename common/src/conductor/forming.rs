@@ -82,16 +82,33 @@ impl<R: Rules> Conductor<R> {
         self.form(&ready, turn);
     }
 
+    /// What `worker` holds, unless its bits are in doubt.
+    fn clean_state(&self, worker: WorkerId) -> Option<StateName> {
+        let (_, name) = self.seats.ready_at(worker)?;
+        (!self.suspects.contains(&worker)).then_some(name)
+    }
+
+    /// Those of `ready` for whom there is room, by id: first who holds the state that the generation starts from, then who
+    /// trained before and has its lanes at hand.
+    fn chosen(&self, ready: &[WorkerId], best_live: Option<StateName>) -> Vec<WorkerId> {
+        let room = self.settings.workers_max as usize;
+        let mut chosen = ready.to_vec();
+        if chosen.len() > room {
+            let before: BTreeSet<WorkerId> = self.lanes.iter().copied().collect();
+            let holds = |w: WorkerId| best_live.is_some() && self.clean_state(w) == best_live;
+            chosen.sort_by_key(|w| (!holds(*w), !before.contains(w), *w));
+            chosen.truncate(room);
+            chosen.sort_unstable();
+        }
+        chosen
+    }
+
     fn form(&mut self, ready: &[WorkerId], turn: &mut Turn) {
-        let members: Vec<WorkerId> = ready.iter().copied().take(self.settings.workers_max as usize).collect();
         let counts = |name: &StateName| R::counts(*name, self.floor) && self.on_lineage(*name);
-        let best_live = members
-            .iter()
-            .filter(|w| !self.suspects.contains(w))
-            .filter_map(|w| self.seats.ready_at(*w))
-            .map(|(_, n)| n)
-            .filter(counts)
-            .max_by(|a, b| R::compare(*a, *b));
+        // Of all who are ready, also of those for whom there is no room.
+        let names = || ready.iter().filter_map(|w| self.clean_state(*w)).filter(counts);
+        let best_live = names().max_by(|a, b| R::compare(*a, *b));
+        let members = self.chosen(ready, best_live);
         let head = self.ledger.head().cloned();
         let (base, source) = match (best_live, &head) {
             (Some(live), Some(head)) if R::compare(head.name, live).is_gt() => {
@@ -101,14 +118,7 @@ impl<R: Rules> Conductor<R> {
             (None, Some(head)) => (head.name, StateSource::Manifest { key: head.key.clone() }),
             (None, None) => (StateName::INITIAL, StateSource::Seed),
         };
-        debug_assert_holds::<R>(|| {
-            let names = members
-                .iter()
-                .filter(|w| !self.suspects.contains(w))
-                .filter_map(|w| self.seats.ready_at(*w))
-                .map(|(_, n)| n);
-            truth_is_newest(base, names.filter(counts), head.as_ref().map(|h| h.name))
-        });
+        debug_assert_holds::<R>(|| truth_is_newest(base, names(), head.as_ref().map(|h| h.name)));
         let generation = Generation(self.generation.0 + 1);
         // A manifest under way of a newer state would be committed behind the record that passes it over, and leave the
         // lineage. Its writing answers in any case; this is looked at again then.

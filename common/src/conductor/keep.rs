@@ -107,6 +107,7 @@ impl<R: Rules> Conductor<R> {
         self.unproven.clear(); // they are all accounted for
         self.lease.formed();
         self.seats.seated(&kept.open.members);
+        self.moves.formed(&kept.open.members, &self.lanes);
         self.states.begin_generation();
         self.why = "kept by a new leader".into();
         self.any_update = true;

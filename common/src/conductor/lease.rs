@@ -12,11 +12,14 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) struct LeaseBook {
     /// How long one lasts; 0: there are none.
     lasts_ms: u64,
+    /// A reign before this one may still renew for so long after this one began.
+    reign_ms: u64,
     last_sent: Option<Tick>,
     leads_until: Option<Tick>,
     /// When the last one has run out with a tenth to spare.
     over_at: Option<Tick>,
-    /// A reign before this one sent leases: they are counted from our own beginning.
+    /// A reign before this one sent leases: they are counted from our own beginning, or from when that reign
+    /// at last believed itself deposed.
     from_start: bool,
     /// Workers that came back inside a generation, until they have left it; with their address and when that is late.
     returning: BTreeMap<WorkerId, (String, Tick)>,
@@ -27,6 +30,7 @@ impl LeaseBook {
         let lasts_ms = settings.policy.outage_max_ms;
         Self {
             lasts_ms,
+            reign_ms: settings.policy.reign_ms,
             from_start: lasts_ms > 0 && !restored.members.is_empty(),
             ..Self::default()
         }
@@ -41,7 +45,8 @@ impl LeaseBook {
 
     pub(super) fn starts<R: Rules>(&mut self, now: Tick) {
         if std::mem::take(&mut self.from_start) {
-            self.over_at = Some(now.saturating_add(R::lease_surely_over_ms(self.lasts_ms)));
+            let last = self.reign_ms.saturating_add(self.lasts_ms);
+            self.over_at = Some(now.saturating_add(R::lease_surely_over_ms(last)));
         }
     }
 

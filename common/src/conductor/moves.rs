@@ -217,7 +217,15 @@ impl<R: Rules> Conductor<R> {
         }
         let ready = self.seats.ready();
         let name = |w: &WorkerId| self.seats.ready_at(*w).map(|(_, name)| name);
-        let newest = ready.iter().filter_map(name).max();
+        let counts = |w: &&WorkerId| {
+            let clean = !self.suspects.contains(w);
+            clean && name(w).is_some_and(|name| R::counts(name, self.floor) && self.on_lineage(name))
+        };
+        let newest = ready
+            .iter()
+            .filter(counts)
+            .filter_map(name)
+            .max_by(|a, b| R::compare(*a, *b));
         let kept = ready.iter().any(|w| self.may_train(*w) && name(w) == newest);
         let free = kept || self.is_saved();
         let go: Vec<(WorkerId, Tick)> = self.moves.draining.iter().map(|(w, at)| (*w, *at)).collect();
@@ -239,6 +247,9 @@ impl<R: Rules> Conductor<R> {
     /// What a generation that trains has to do about joins, drains and slow members.
     pub(super) fn consider_moves(&mut self, turn: &mut Turn) {
         let Phase::Running { plan } = &self.phase else { return };
+        if self.seats.newcomers().is_empty() {
+            self.moves.joining_since = None; // who was waited for is gone: the next one has a window of its own
+        }
         // Asked with every event of a fleet, so nothing here looks at all members unless there is something to do.
         let leaving = self.moves.draining.keys().any(|w| !self.moves.released.contains(w));
         let room = plan.members.len() < self.settings.workers_max as usize;

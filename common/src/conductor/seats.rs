@@ -214,7 +214,7 @@ impl Seats {
         !self.warming.is_empty()
     }
 
-    /// Members not heard of since `since`.
+    /// Workers not heard of since `since`, also those that are still starting.
     pub(super) fn silent(&self, since: Tick) -> BTreeSet<WorkerId> {
         let silent = self.seats.iter().filter(|(_, seat)| seat.heard < since);
         silent.map(|(worker, _)| *worker).collect()

@@ -122,9 +122,12 @@ impl<R: Rules> Conductor<R> {
         let lanes = members()
             .map(|(rank, m)| (m.worker, plan.lanes_of(rank).len() as u32))
             .collect();
+        // Who is still starting has no part in the step and is not heard of for a while.
+        let mut silent = self.seats.silent(half_budget);
+        silent.retain(|w| plan.rank_of(*w).is_some());
         let verdict = judge(&Evidence {
             reports: &self.trouble.reports,
-            silent: &self.seats.silent(half_budget),
+            silent: &silent,
             lanes: &lanes,
             failures: self.trouble.failures,
         });

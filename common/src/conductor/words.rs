@@ -53,6 +53,9 @@ pub struct Settings {
 pub struct Policy {
     /// A step lease lasts so long (rule G5); 0: workers train without one and end with their stream.
     pub outage_max_ms: u64,
+    /// The store may lose the lease of a reign, and that reign believes in itself, and renews step leases, for so long after
+    /// the next has begun; 0: a reign ends with its process.
+    pub reign_ms: u64,
     /// Rows that nobody could read for so long are given up (rule M2).
     pub unreadable_after_ms: u64,
     /// So many steps passed over in a row for numbers that are not finite end the run (rule G11).
@@ -65,6 +68,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             outage_max_ms: 120_000,
+            reign_ms: 0,
             unreadable_after_ms: 600_000,
             nonfinite_max: 3,
             join_window_ms: 2_000,

@@ -211,6 +211,10 @@ impl Reign for RedbStore {
         None
     }
 
+    fn renewal_holds_for(&self) -> Option<Duration> {
+        None
+    }
+
     fn renew_every(&self) -> Option<Duration> {
         None
     }

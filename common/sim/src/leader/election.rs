@@ -88,7 +88,7 @@ impl<R: Rules> World<R> {
             total_steps: self.shape.total_steps(),
             workers_min: c.workers_min,
             workers_target: c.workers,
-            workers_max: c.workers + 1,
+            workers_max: c.workers_max,
             spawns: c.spawns,
             failure_budget_ms: c.failure_budget_ms,
             worker_errors_max: 1_000,
@@ -101,6 +101,8 @@ impl<R: Rules> World<R> {
             parts_total: c.parts,
             seed: 0,
             policy: Policy {
+                // The lock of one machine ends with its process.
+                reign_ms: if c.spawns { 0 } else { self.surely_ms() },
                 outage_max_ms: if c.leases { c.lease_ms } else { 0 },
                 unreadable_after_ms: c.unreadable_after_ms,
                 // Skipped steps are told by the worlds; a run that fails for them would only be shorter.
@@ -160,7 +162,7 @@ impl<R: Rules> World<R> {
             }
             Ok(_) => self.ask(coordinator, Op::Campaign),
             Err(_) => {
-                self.effect(Some(Node::Coordinator(coordinator)));
+                self.effect(Node::Coordinator(coordinator));
                 self.ask(coordinator, Op::Campaign);
             }
         }

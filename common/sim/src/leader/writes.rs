@@ -102,7 +102,7 @@ impl<R: Rules> World<R> {
                 c.records += 1;
                 let told = c.writing.pop_front().is_some_and(|(_, told)| told);
                 if now > sent + COMMIT_LATE_MS {
-                    self.effect(Some(Node::Store));
+                    self.effect(Node::Store);
                 }
                 if told {
                     self.tell(coordinator, Event::Persisted);

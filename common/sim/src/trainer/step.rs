@@ -96,6 +96,15 @@ impl<R: Rules> World<R> {
         }
     }
 
+    /// What its lanes cost a member: a usual share costs a usual step.
+    fn own_ms(&self, process: usize) -> f32 {
+        let p = &self.processes[process];
+        let Some(inside) = &p.trainer.inside else { return 0.0 };
+        let slow = if p.slow_until > self.queue.now() { 8.0 } else { 1.0 };
+        let share = inside.plan.lanes_of(inside.rank).len() * inside.plan.members.len();
+        slow * (self.config.step_ms * share as u64) as f32 / self.config.lanes as f32
+    }
+
     pub(super) fn apply(&mut self, process: usize) {
         let now = self.now();
         let trainer = &mut self.processes[process].trainer;
@@ -127,6 +136,7 @@ impl<R: Rules> World<R> {
         self.holds_to(counts_add_up(positions, trained, 0, masked.len() as u64, passed));
         self.poison_passes(name.step);
         let loss = skipped.is_none().then_some(1.0);
+        let own_ms = self.own_ms(process);
         self.trace
             .note(now, "applied", &[process as u64, name.step, generation.0], || {
                 let over = skipped.as_deref().map(|s| format!(", passed over: {s}"));
@@ -148,7 +158,7 @@ impl<R: Rules> World<R> {
             name,
             loss,
             valid: valid as u32,
-            phase_ms: BTreeMap::from([("step".to_string(), self.config.step_ms as f32)]),
+            phase_ms: BTreeMap::from([("encode".to_string(), own_ms)]),
             ..StepReport::default()
         };
         self.follow(process, Event::Stepped { report });

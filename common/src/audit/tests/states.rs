@@ -147,6 +147,12 @@ fn doctored_attempt_that_was_abandoned_is_no_checkpoint() {
             records.insert(8, opened(1, 8));
         },
     );
+    doctored(
+        "INV16: attempt 2 at a checkpoint: it was opened before attempt 1 had ended",
+        |records, _| {
+            records.remove(5);
+        },
+    );
 }
 
 #[test]

@@ -56,6 +56,19 @@ fn new_reign_waits_for_an_acknowledgement_or_for_the_last_lease() {
         "a tenth to spare"
     );
 
+    let mut patient = leased();
+    patient.policy.reign_ms = 500;
+    let mut conductor: Conductor = Conductor::new(patient, restored.clone());
+    conductor.step(Event::WorkerConnected { worker }, 0);
+    conductor.step(said(3, ready), 0);
+    for now in (100..=1_600).step_by(100) {
+        assert!(!formed(&conductor.step(said(3, FromWorker::Heartbeat), now)), "{now}");
+    }
+    assert!(
+        formed(&conductor.step(said(3, FromWorker::Heartbeat), 1_651)),
+        "the store lost the last reign's lease, and it renewed until it noticed"
+    );
+
     let mut conductor: Conductor = Conductor::new(leased(), restored);
     conductor.step(Event::WorkerConnected { worker: WorkerId(2) }, 0);
     let inside = Some(Generation(4));

@@ -47,8 +47,12 @@ pub(super) struct Story {
 
 impl Story {
     pub(super) fn with(restored: Restored) -> Self {
+        Self::under(settings(), restored)
+    }
+
+    pub(super) fn under(settings: Settings, restored: Restored) -> Self {
         let mut story = Self {
-            conductor: Conductor::new(settings(), restored),
+            conductor: Conductor::new(settings, restored),
             now: 0,
             sent: Vec::new(),
             records: Vec::new(),

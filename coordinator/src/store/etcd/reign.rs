@@ -108,7 +108,11 @@ impl EtcdReign {
 
 /// A third of the lease is left unused: clocks differ, and what was said in the last moment has to arrive.
 fn fence(asked: Duration, ttl: Duration) -> Duration {
-    asked + ttl * 2 / 3
+    asked + surely(ttl)
+}
+
+fn surely(ttl: Duration) -> Duration {
+    ttl * 2 / 3
 }
 
 #[async_trait]
@@ -119,6 +123,10 @@ impl Reign for EtcdReign {
 
     fn holds_for(&self) -> Option<Duration> {
         Some(self.until().saturating_sub(clock::now()))
+    }
+
+    fn renewal_holds_for(&self) -> Option<Duration> {
+        Some(surely(self.ttl))
     }
 
     fn renew_every(&self) -> Option<Duration> {

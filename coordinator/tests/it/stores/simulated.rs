@@ -105,6 +105,10 @@ impl Reign for SimReign {
         Some(Duration::from_millis(self.until.lock().unwrap().saturating_sub(now)))
     }
 
+    fn renewal_holds_for(&self) -> Option<Duration> {
+        Some(Duration::from_millis(LEASE_MS * 2 / 3))
+    }
+
     fn renew_every(&self) -> Option<Duration> {
         Some(Duration::from_millis(LEASE_MS / 6))
     }
