@@ -7,7 +7,7 @@ use crate::index::ChunkedShard;
 use crate::sample::{Group, Grouper, Keys};
 use crate::store::{ReadRequest, RetryPolicy, Store};
 use crate::tar::{ReadAt, Walker};
-use crate::transform::{ResizeMode, Transformer};
+use crate::transform::{Resize, Transformer};
 use argosy_common::steplog::MaskReason;
 use bytes::Bytes;
 use rayon::prelude::*;
@@ -25,7 +25,7 @@ pub struct EvalConfig {
     /// Side `S` of a picture.
     pub image_size: u32,
     /// How it comes to that size.
-    pub resize_mode: ResizeMode,
+    pub resize: Resize,
     /// Picture suffixes, joined by `;`.
     pub image_key: String,
     /// Caption suffixes.
@@ -223,7 +223,7 @@ fn sample(
     decode(slice(image), config.max_image_pixels, picture)?;
     let side = config.image_size as usize;
     let mut pixels = vec![0; side * side * 3];
-    transformer.evaluate(picture, side, config.resize_mode, &mut pixels);
+    transformer.evaluate(picture, side, config.resize, &mut pixels);
     Ok(EvalSample {
         key: group.key.clone(),
         pixels,

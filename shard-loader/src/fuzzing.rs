@@ -7,7 +7,7 @@ use crate::index::Index;
 use crate::sample::{Grouper, Keys};
 use crate::tar::{NAME_BYTES_MAX, Walker};
 use crate::tokenize::{END, START, Tokenizer, VOCABULARY};
-use crate::transform::{ResizeMode, Transformer};
+use crate::transform::{Resize, Transformer};
 use argosy_common::ids::SampleId;
 use bytes::Bytes;
 use std::sync::LazyLock;
@@ -97,7 +97,7 @@ pub fn picture(bytes: &[u8]) {
     assert_eq!(first.pixels.len(), first.width * first.height * 3);
     assert!((1..=PIXELS_MAX).contains(&((first.width * first.height) as u64)));
     let mut out = vec![0; 16 * 16 * 3];
-    Transformer::default().evaluate(&first, 16, ResizeMode::Shortest, &mut out);
+    Transformer::default().evaluate(&first, 16, Resize::default(), &mut out);
     let full = decode_reduced(bytes, PIXELS_MAX, &mut second, |_| Reduction::Half);
     assert!(full.is_err() || full == Ok((first.width, first.height)));
 }

@@ -1,6 +1,6 @@
-//! Bicubic resizing, bit-equal to Pillow 13.0.0.
+//! Bicubic and bilinear resizing, bit-equal to Pillow 13.0.0.
 //!
-//! The rule: an antialiased bicubic filter (a = -0.5) in f64, weights of one output pixel normalised to 1 and rounded
+//! The rule: an antialiased filter in f64, weights of one output pixel normalised to 1 and rounded
 //! half away from zero to 22-bit fractions; sums in i32 start at one half, are shifted back and clamped to a byte after
 //! each of the two passes. Which pass is first changes the bytes; Pillow 13 takes the vertical one first for pictures
 //! that shrink more in height.
@@ -13,6 +13,7 @@ mod weights;
 mod x86;
 
 pub use kernel::Isa;
+pub use weights::Filter;
 
 use crate::decode::Rgb;
 use kernel::{Room, View, horizontal, vertical};
@@ -61,6 +62,7 @@ impl Crop {
 #[derive(Debug)]
 pub struct Resizer {
     isa: Isa,
+    filter: Filter,
     horizontal: Weights,
     vertical: Weights,
     between: Vec<u8>,
@@ -79,6 +81,7 @@ impl Resizer {
     pub fn with(isa: Isa) -> Self {
         Self {
             isa: isa.min(Isa::detect()),
+            filter: Filter::default(),
             horizontal: Weights::default(),
             vertical: Weights::default(),
             between: Vec::new(),
@@ -86,7 +89,12 @@ impl Resizer {
         }
     }
 
-    /// Resizes `crop` of `source` to `width` by `height` into `out`, as Pillow's `crop(..).resize(.., BICUBIC)`.
+    /// Resizes with `filter` from now on.
+    pub fn set_filter(&mut self, filter: Filter) {
+        self.filter = filter;
+    }
+
+    /// Resizes `crop` of `source` to `width` by `height` into `out`, as Pillow's `crop(..).resize(.., filter)`.
     ///
     /// A crop reaching beyond the picture is cut to it; an empty crop or target gives an empty picture.
     pub fn resize(&mut self, source: &Rgb, crop: Crop, width: usize, height: usize, out: &mut Rgb) {
@@ -129,11 +137,11 @@ impl Resizer {
         let vertical_first = vertical_first((from_width, from_height), target);
         // Only the input that weighs in the part is looked at from here on.
         let columns = match need_horizontal {
-            true => self.horizontal.prepare(from_width, target.0, columns),
+            true => self.horizontal.prepare(self.filter, from_width, target.0, columns),
             false => columns,
         };
         let rows = match need_vertical {
-            true => self.vertical.prepare(from_height, target.1, rows),
+            true => self.vertical.prepare(self.filter, from_height, target.1, rows),
             false => rows,
         };
         let (from_width, from_height) = (columns.len(), rows.len());
@@ -213,7 +221,7 @@ mod tests {
             (width, height) in (1usize..150, 1usize..150),
             (to_width, to_height) in (1usize..120, 1usize..120),
             (left, top, cut_right, cut_bottom) in (0usize..20, 0usize..20, 0usize..20, 0usize..20),
-            seed in any::<u32>(), contrast in any::<bool>(),
+            seed in any::<u32>(), contrast in any::<bool>(), bilinear in any::<bool>(),
         ) {
             let mut x = seed;
             let pixels = (0..width * height * 3).map(|_| {
@@ -231,7 +239,9 @@ mod tests {
             };
             let run = |isa| {
                 let mut out = Rgb::default();
-                Resizer::with(isa).resize(&source, crop, to_width, to_height, &mut out);
+                let mut resizer = Resizer::with(isa);
+                resizer.set_filter(if bilinear { Filter::Bilinear } else { Filter::Bicubic });
+                resizer.resize(&source, crop, to_width, to_height, &mut out);
                 out
             };
             let reference = run(Isa::Scalar);

@@ -271,6 +271,7 @@ fn load(row: &[u8], at: usize) -> __m512i {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resize::weights::Filter;
     use proptest::prelude::*;
 
     proptest! {
@@ -285,10 +286,10 @@ mod tests {
     fn plan_of_pixels_too_far_apart_takes_fewer_or_is_refused() {
         let (mut weights, mut plan) = (Weights::default(), Plan::default());
         for (from, pixels) in [(100, 5), (400, 5), (500, 4), (800, 3)] {
-            weights.prepare(from, 100, 0..100);
+            weights.prepare(Filter::Bicubic, from, 100, 0..100);
             assert!(plan.prepare(&weights) && plan.pixels == pixels, "{from}");
         }
-        weights.prepare(900, 100, 0..100);
+        weights.prepare(Filter::Bicubic, 900, 100, 0..100);
         assert!(!plan.prepare(&weights));
     }
 }

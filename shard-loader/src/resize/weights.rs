@@ -10,6 +10,33 @@ pub(super) const ONE_HALF: i32 = 1 << (FRACTION_BITS - 1);
 /// the machine multiplies and adds in pairs. `weight = (high << LOW_BITS) + low`, exactly.
 pub(super) const LOW_BITS: u32 = 12;
 
+/// What a resized pixel is made of; both are antialiased when a picture shrinks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Filter {
+    /// Four neighbours along each axis: Keys' cubic with a = -0.5.
+    #[default]
+    Bicubic,
+    /// Two neighbours along each axis.
+    Bilinear,
+}
+
+impl Filter {
+    /// Beyond this it is zero, in input pixels when enlarging.
+    fn support(self) -> f64 {
+        match self {
+            Self::Bicubic => 2.0,
+            Self::Bilinear => 1.0,
+        }
+    }
+
+    fn weight(self, x: f64) -> f64 {
+        match self {
+            Self::Bicubic => bicubic(x),
+            Self::Bilinear => (1.0 - x.abs()).max(0.0),
+        }
+    }
+}
+
 /// Weights of every output pixel along one axis.
 #[derive(Debug, Default)]
 pub(super) struct Weights {
@@ -27,11 +54,11 @@ pub(super) struct Weights {
 impl Weights {
     /// Weights of the output pixels `part` of an axis of `from` pixels that becomes `to`; gives the input pixels that they
     /// need, to whose first one the spans are relative.
-    pub(super) fn prepare(&mut self, from: usize, to: usize, part: Range<usize>) -> Range<usize> {
+    pub(super) fn prepare(&mut self, filter: Filter, from: usize, to: usize, part: Range<usize>) -> Range<usize> {
         let scale = from as f64 / to as f64;
         // Enlarging interpolates between neighbours; shrinking widens the filter so that every input pixel counts.
         let stretch = scale.max(1.0);
-        let support = 2.0 * stretch;
+        let support = filter.support() * stretch;
         self.taps = support.ceil() as usize * 2 + 1;
         self.spans.clear();
         self.values.clear();
@@ -45,7 +72,7 @@ impl Weights {
             let span = last - first;
             let exact = &mut self.exact[..span];
             for (k, weight) in exact.iter_mut().enumerate() {
-                *weight = bicubic(((k + first) as f64 - center + 0.5) * (1.0 / stretch));
+                *weight = filter.weight(((k + first) as f64 - center + 0.5) * (1.0 / stretch));
             }
             let sum: f64 = exact.iter().fold(0.0, |sum, weight| sum + weight);
             for (value, weight) in values.iter_mut().zip(exact) {
@@ -135,9 +162,12 @@ mod tests {
         }
 
         #[test]
-        fn weights_of_any_axis_stay_inside_it_and_sum_to_one(from in 1usize..3000, to in 1usize..400) {
+        fn weights_of_any_axis_stay_inside_it_and_sum_to_one(
+            from in 1usize..3000, to in 1usize..400, bilinear in any::<bool>(),
+        ) {
             let mut weights = Weights::default();
-            let needed = weights.prepare(from, to, 0..to);
+            let filter = if bilinear { Filter::Bilinear } else { Filter::Bicubic };
+            let needed = weights.prepare(filter, from, to, 0..to);
             prop_assert!(needed.end <= from && needed.start == 0);
             for i in 0..to {
                 let (first, values) = weights.of(i);

@@ -3,7 +3,7 @@
 mod color;
 
 use crate::decode::{Reduction, Rgb};
-use crate::resize::{Crop, Resizer};
+use crate::resize::{Crop, Filter, Resizer};
 use argosy_common::config::AugmentationConfig;
 use argosy_common::rng::{Draws, Purpose};
 
@@ -37,6 +37,16 @@ pub enum ResizeMode {
     },
     /// Both sides become `S`, whatever the ratio.
     Squash,
+}
+
+/// How an evaluation picture is resized. Training crops are resized with the bicubic filter whatever stands here, as in
+/// OpenCLIP (`transform.py`, `image_transform`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resize {
+    /// To which size.
+    pub mode: ResizeMode,
+    /// With which filter; OpenCLIP's `interpolation`.
+    pub filter: Filter,
 }
 
 /// Applies transforms; keeps its buffers. One per thread.
@@ -75,6 +85,7 @@ impl Transformer {
             width: side,
             height: side,
         };
+        self.resizer.set_filter(Filter::Bicubic);
         self.resizer.resize_part(picture, crop, (side, side), all, out);
         color::augment(out, augment, &mut key.draws(Purpose::Color));
     }
@@ -83,12 +94,14 @@ impl Transformer {
     /// whole picture's sizes, so the ratio of the sides may change here.
     pub fn shrink(&mut self, picture: &Rgb, side: usize, out: &mut Rgb) {
         let (width, height) = (picture.width.min(side), picture.height.min(side));
+        self.resizer.set_filter(Filter::Bicubic);
         self.resizer.resize(picture, Crop::whole(picture), width, height, out);
     }
 
     /// The evaluation transform, bit-equal to OpenCLIP's with Pillow 13.0.0. Writes `[side, side, 3]` into `out`.
-    pub fn evaluate(&mut self, picture: &Rgb, side: usize, mode: ResizeMode, out: &mut [u8]) {
-        let (width, height) = match mode {
+    pub fn evaluate(&mut self, picture: &Rgb, side: usize, resize: Resize, out: &mut [u8]) {
+        self.resizer.set_filter(resize.filter);
+        let (width, height) = match resize.mode {
             ResizeMode::Squash => (side, side),
             ResizeMode::Shortest => shortest(picture.width, picture.height, side),
             ResizeMode::Longest { fill } => return self.longest(picture, side, fill, out),
@@ -265,7 +278,7 @@ mod tests {
         fn evaluate_any_picture_equals_the_middle_of_the_whole(width in 1usize..90, height in 1usize..90, side in 1usize..40) {
             let picture = noise(width, height);
             let mut out = vec![0; side * side * 3];
-            Transformer::default().evaluate(&picture, side, ResizeMode::Shortest, &mut out);
+            Transformer::default().evaluate(&picture, side, Resize::default(), &mut out);
             prop_assert_eq!(out, whole_then_middle(&picture, side));
         }
     }
@@ -281,7 +294,7 @@ mod tests {
             };
             let mut transformer = Transformer::default();
             let mut out = vec![0; 224 * 224 * 3];
-            transformer.evaluate(&picture, 224, ResizeMode::Shortest, &mut out);
+            transformer.evaluate(&picture, 224, Resize::default(), &mut out);
             assert!(out.iter().all(|p| *p == 9));
         }
     }

@@ -146,7 +146,7 @@ def pictures():
             im = Image.open(d + name).convert("RGB")
         except Exception as e:
             out.append(dict(file=name, error=type(e).__name__)); continue
-        case = dict(file=name, width=im.width, height=im.height, decoded=fnv(im.tobytes()), evaluated={}, squashed={}, longest={})
+        case = dict(file=name, width=im.width, height=im.height, decoded=fnv(im.tobytes()), evaluated={}, squashed={}, longest={}, bilinear={}, bilinear_squashed={})
         for size in (16, 48, 224) if name.startswith("4") else (24,):
             case["evaluated"][size] = fnv(center_crop(resize(im, size, InterpolationMode.BICUBIC), [size, size]).tobytes())
             for fill in (0, 128):
@@ -154,6 +154,8 @@ def pictures():
                 try: case["longest"][f"{size} {fill}"] = fnv(keep(im).tobytes())
                 except ValueError: assert min(im.size) * size < max(im.size), (name, size)  # a side of no pixels
             case["squashed"][size] = fnv(resize(im, [size, size], InterpolationMode.BICUBIC).tobytes())
+            case["bilinear"][size] = fnv(center_crop(resize(im, size, InterpolationMode.BILINEAR), [size, size]).tobytes())
+            case["bilinear_squashed"][size] = fnv(resize(im, [size, size], InterpolationMode.BILINEAR).tobytes())
         out.append(case)
     json.dump(out, open("pictures.json", "w"), indent=0)
 
@@ -171,7 +173,8 @@ def resizes():
         if box:
             l, t, cw, ch = box
             im = im.crop((l, t, l + cw, t + ch))
-        out.append(dict(width=w, height=h, box=box, to=to, digest=fnv(im.resize(to, Image.Resampling.BICUBIC).tobytes())))
+        out.append(dict(width=w, height=h, box=box, to=to, digest=fnv(im.resize(to, Image.Resampling.BICUBIC).tobytes()),
+                        bilinear=fnv(im.resize(to, Image.Resampling.BILINEAR).tobytes())))
     json.dump(out, open("resize.json", "w"), indent=0)
 
 

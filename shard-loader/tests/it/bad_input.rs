@@ -288,7 +288,7 @@ fn eval_shard_larger_than_memory_is_streamed() {
     file.set_len(1 << 40).expect("a file with a hole");
     let config = EvalConfig {
         image_size: 24,
-        resize_mode: argosy_shard_loader::transform::ResizeMode::Shortest,
+        resize: argosy_shard_loader::transform::Resize::default(),
         image_key: "jpg".into(),
         text_key: "txt".into(),
         max_image_pixels: 1 << 20,
@@ -323,7 +323,7 @@ fn eval_reader_gives_good_samples_in_order_and_counts_the_others() {
     write(folder.path(), "0.tar", &bytes);
     let config = EvalConfig {
         image_size: 24,
-        resize_mode: argosy_shard_loader::transform::ResizeMode::Shortest,
+        resize: argosy_shard_loader::transform::Resize::default(),
         image_key: "jpg;webp".into(),
         text_key: "txt".into(),
         max_image_pixels: 25_000_000,

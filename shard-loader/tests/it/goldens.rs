@@ -5,9 +5,9 @@ use argosy_common::config::AugmentationConfig;
 use argosy_common::steplog::MaskReason;
 use argosy_shard_loader::Tokenizer;
 use argosy_shard_loader::decode::{Reduction, Rgb, decode, decode_reduced};
-use argosy_shard_loader::resize::{Crop, Resizer};
+use argosy_shard_loader::resize::{Crop, Filter, Resizer};
 use argosy_shard_loader::tokenize::END;
-use argosy_shard_loader::transform::{ResizeMode, RowKey, Transformer, normalize};
+use argosy_shard_loader::transform::{Resize, ResizeMode, RowKey, Transformer, normalize};
 use serde_json::Value;
 
 fn cases(file: &str) -> Vec<Value> {
@@ -71,17 +71,22 @@ fn evaluation_transform_of_golden_pictures_equals_torchvision() {
         if !case["error"].is_null() || decode(&picture(file), 25_000_000, &mut rgb).is_err() {
             continue;
         }
-        for (golden, mode) in [("evaluated", ResizeMode::Shortest), ("squashed", ResizeMode::Squash)] {
+        for (golden, mode, filter) in [
+            ("evaluated", ResizeMode::Shortest, Filter::Bicubic),
+            ("squashed", ResizeMode::Squash, Filter::Bicubic),
+            ("bilinear", ResizeMode::Shortest, Filter::Bilinear),
+            ("bilinear_squashed", ResizeMode::Squash, Filter::Bilinear),
+        ] {
             for (size, digest) in case[golden].as_object().expect("sizes") {
                 let side: usize = size.parse().expect("a size");
                 let mut out = vec![0; side * side * 3];
-                Transformer::default().evaluate(&rgb, side, mode, &mut out);
+                Transformer::default().evaluate(&rgb, side, Resize { mode, filter }, &mut out);
                 assert_eq!(fnv(&out), digest.as_str().expect("a digest"), "{file} {golden} {size}");
                 compared += 1;
             }
         }
     }
-    assert!(compared > 60, "{compared} compared");
+    assert!(compared > 120, "{compared} compared");
 }
 
 #[test]
@@ -97,7 +102,9 @@ fn longest_side_and_fill_of_golden_pictures_equal_open_clip() {
             let (side, fill) = key.split_once(' ').expect("two numbers");
             let (side, fill): (usize, u8) = (side.parse().expect("a size"), fill.parse().expect("a fill"));
             let mut out = vec![1; side * side * 3];
-            Transformer::default().evaluate(&rgb, side, ResizeMode::Longest { fill }, &mut out);
+            let mode = ResizeMode::Longest { fill };
+            let filter = Filter::Bicubic;
+            Transformer::default().evaluate(&rgb, side, Resize { mode, filter }, &mut out);
             assert_eq!(fnv(&out), digest.as_str().expect("a digest"), "{file} longest {key}");
             compared += 1;
         }
@@ -228,8 +235,11 @@ fn resize_both_pass_orders_equal_pillow() {
             None => Crop::whole(&source),
         };
         let mut out = Rgb::default();
-        resizer.resize(&source, crop, number(&case["to"][0]), number(&case["to"][1]), &mut out);
-        assert_eq!(fnv(&out.pixels), text(&case, "digest"), "{case}");
+        for (golden, filter) in [("digest", Filter::Bicubic), ("bilinear", Filter::Bilinear)] {
+            resizer.set_filter(filter);
+            resizer.resize(&source, crop, number(&case["to"][0]), number(&case["to"][1]), &mut out);
+            assert_eq!(fnv(&out.pixels), text(&case, golden), "{case}");
+        }
     }
 }
 

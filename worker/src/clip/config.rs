@@ -6,7 +6,7 @@ mod preprocess;
 mod read;
 
 pub use known::{Known, known};
-pub use preprocess::{INTERPOLATION, Preprocess};
+pub use preprocess::Preprocess;
 
 use keys::object;
 use serde_json::Value;

@@ -110,7 +110,7 @@ pub fn contact_sheet(args: &SheetArgs) -> Result<Sheet, Failure> {
     } = loaded;
     let config = EvalConfig {
         image_size: engine.image_size() as u32,
-        resize_mode: preprocess.resize_mode,
+        resize: preprocess.resize,
         image_key: args.image_key.clone(),
         text_key: args.text_key.clone(),
         max_image_pixels: args.max_image_pixels,

@@ -191,7 +191,7 @@ pub fn run(args: &EvalArgs) -> Result<Report, Failure> {
     } = loaded;
     let config = EvalConfig {
         image_size: engine.image_size() as u32,
-        resize_mode: preprocess.resize_mode,
+        resize: preprocess.resize,
         image_key: args.image_key.clone(),
         text_key: "txt".into(),
         max_image_pixels: args.max_image_pixels,

@@ -80,7 +80,7 @@ impl Created {
         let (mut rgb, side) = (Rgb::default(), self.engine.image_size());
         decode(picture, PIXELS_MAX, &mut rgb)?;
         let mut out = vec![0; 3 * side * side];
-        Transformer::default().evaluate(&rgb, side, self.preprocess.resize_mode, &mut out);
+        Transformer::default().evaluate(&rgb, side, self.preprocess.resize, &mut out);
         Ok(out)
     }
 

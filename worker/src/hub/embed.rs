@@ -267,7 +267,7 @@ fn embed_captions(engine: &mut TorchEngine, tokenizer: &Tokenizer, captions: &[&
 fn of_shards(loaded: &mut Loaded, shards: &str, args: &EmbedArgs) -> Result<Features, Failure> {
     let config = EvalConfig {
         image_size: loaded.engine.image_size() as u32,
-        resize_mode: loaded.preprocess.resize_mode,
+        resize: loaded.preprocess.resize,
         image_key: args.image_key.clone(),
         text_key: args.text_key.clone(),
         max_image_pixels: args.max_image_pixels,

@@ -3,7 +3,7 @@
 
 use super::published::{self, Published};
 use super::{HUB_CONFIG, read_config};
-use crate::clip::config::{INTERPOLATION, TokenizerConfig};
+use crate::clip::config::TokenizerConfig;
 use crate::clip::{ConfigError, ModelConfig, Preprocess};
 use argosy_common::config;
 use std::path::Path;
@@ -18,8 +18,6 @@ pub struct TrainedWith {
     pub from: String,
     pub quick_gelu: bool,
     pub preprocess: Preprocess,
-    /// How pictures were resized.
-    pub interpolation: String,
     /// What makes ids.
     pub tokenizer: TokenizerConfig,
     published: Option<Published>,
@@ -62,7 +60,6 @@ impl TrainedWith {
                 from: format!("{}", place.join(HUB_CONFIG).display()),
                 quick_gelu: config.quick_gelu,
                 preprocess,
-                interpolation: INTERPOLATION.into(),
                 tokenizer: config.text.tokenizer,
                 published: None,
             }));
@@ -74,7 +71,9 @@ impl TrainedWith {
 
     fn published(row: Published, name: &str) -> Result<Self, ConfigError> {
         let config = ModelConfig::by_name(&row.model).or_else(|_| ModelConfig::by_name(name))?;
-        let resize = serde_json::json!({"mean": row.mean, "std": row.std, "resize_mode": row.resize_mode});
+        let resize = serde_json::json!({
+            "mean": row.mean, "std": row.std, "resize_mode": row.resize_mode, "interpolation": row.interpolation,
+        });
         let text = serde_json::json!({"model_cfg": config.source, "preprocess_cfg": resize}).to_string();
         let (_, preprocess) = ModelConfig::from_json(&text)?;
         Ok(Self {
@@ -86,7 +85,6 @@ impl TrainedWith {
             ),
             quick_gelu: row.quick_gelu,
             preprocess,
-            interpolation: row.interpolation.clone(),
             tokenizer: config.text.tokenizer,
             published: Some(row),
         })
@@ -122,12 +120,6 @@ impl TrainedWith {
                      input of the first layer (its cost was never published); leave the key out"
                 ));
             }
-        }
-        if self.interpolation != INTERPOLATION {
-            let own = &self.interpolation;
-            wrong.push(format!(
-                "their pictures were resized with {own}, and Argosy resizes with {INTERPOLATION} (its cost was never published)"
-            ));
         }
         if model.text.tokenizer != self.tokenizer {
             let (own, other) = (&self.tokenizer, &model.text.tokenizer);

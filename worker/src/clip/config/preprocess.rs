@@ -1,7 +1,8 @@
 //! `preprocess_cfg`: how pictures become inputs.
 
 use super::{ConfigError, Result};
-use argosy_shard_loader::transform::ResizeMode;
+use argosy_shard_loader::resize::Filter;
+use argosy_shard_loader::transform::{Resize, ResizeMode};
 use serde_json::Value;
 
 /// How pictures become inputs: resized, then `(x/255 - mean) / std` per channel.
@@ -9,8 +10,9 @@ use serde_json::Value;
 pub struct Preprocess {
     pub mean: [f64; 3],
     pub std: [f64; 3],
-    /// How an evaluation picture comes to its size; training crops at random whatever stands here, as in OpenCLIP.
-    pub resize_mode: ResizeMode,
+    /// How an evaluation picture comes to its size; training crops at random and takes the bicubic filter whatever stands
+    /// here, as in OpenCLIP.
+    pub resize: Resize,
 }
 
 /// OpenCLIP's name of each way to resize.
@@ -19,21 +21,26 @@ const RESIZE_MODES: [(&str, ResizeMode); 3] = [
     ("longest", ResizeMode::Longest { fill: 0 }),
     ("squash", ResizeMode::Squash),
 ];
-/// The only filter there is.
-pub const INTERPOLATION: &str = "bicubic";
+/// OpenCLIP's name of each filter. Its third, `random`, evaluates with the first.
+const INTERPOLATIONS: [(&str, Filter); 2] = [("bicubic", Filter::Bicubic), ("bilinear", Filter::Bilinear)];
+
+fn interpolation(filter: Filter) -> &'static str {
+    let named = INTERPOLATIONS.iter().find(|(_, own)| *own == filter);
+    named.map_or(INTERPOLATIONS[0].0, |(name, _)| name)
+}
 
 impl Preprocess {
     /// As `preprocess_cfg` in a published model's configuration.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let same = |mode: ResizeMode| std::mem::discriminant(&mode) == std::mem::discriminant(&self.resize_mode);
+        let same = |mode: ResizeMode| std::mem::discriminant(&mode) == std::mem::discriminant(&self.resize.mode);
         let mode = RESIZE_MODES.iter().find(|(_, mode)| same(*mode));
-        let fill = match self.resize_mode {
+        let fill = match self.resize.mode {
             ResizeMode::Longest { fill } => fill,
             ResizeMode::Shortest | ResizeMode::Squash => 0,
         };
         serde_json::json!({
-            "mean": self.mean, "std": self.std, "interpolation": INTERPOLATION, "fill_color": fill,
+            "mean": self.mean, "std": self.std, "interpolation": interpolation(self.resize.filter), "fill_color": fill,
             "resize_mode": mode.map(|(name, _)| name),
         })
     }
@@ -45,7 +52,7 @@ impl Default for Preprocess {
         Self {
             mean: [0.48145466, 0.4578275, 0.40821073],
             std: [0.26862954, 0.26130258, 0.27577711],
-            resize_mode: ResizeMode::Shortest,
+            resize: Resize::default(),
         }
     }
 }
@@ -82,21 +89,20 @@ pub(super) fn preprocess(value: Option<&Value>) -> Result<Preprocess> {
     if let Some(mode) = value.get("resize_mode").filter(|v| !v.is_null()) {
         let known = RESIZE_MODES.iter().find(|(name, _)| mode == name);
         let why = "Argosy evaluates with shortest, longest or squash";
-        out.resize_mode = known.ok_or_else(|| unsupported("resize_mode", mode, why))?.1;
+        out.resize.mode = known.ok_or_else(|| unsupported("resize_mode", mode, why))?.1;
     }
     if let Some(color) = value.get("fill_color").filter(|v| !v.is_null()) {
         let number = color.as_u64().and_then(|n| u8::try_from(n).ok());
         let wanted =
             number.ok_or_else(|| unsupported("fill_color", color, "Argosy fills with one number from 0 to 255"))?;
-        if let ResizeMode::Longest { fill } = &mut out.resize_mode {
+        if let ResizeMode::Longest { fill } = &mut out.resize.mode {
             *fill = wanted;
         }
     }
-    if let Some(filter) = value
-        .get("interpolation")
-        .filter(|v| !v.is_null() && *v != INTERPOLATION)
-    {
-        return Err(unsupported("interpolation", filter, "Argosy resizes with bicubic only"));
+    if let Some(filter) = value.get("interpolation").filter(|v| !v.is_null()) {
+        let known = INTERPOLATIONS.iter().find(|(name, _)| filter == name);
+        let why = "Argosy evaluates with bicubic or bilinear";
+        out.resize.filter = known.ok_or_else(|| unsupported("interpolation", filter, why))?.1;
     }
     Ok(out)
 }
@@ -114,6 +120,11 @@ mod tests {
             );
             ModelConfig::from_json(&json)
         };
+        for (filter, expected) in [("bicubic", Filter::Bicubic), ("bilinear", Filter::Bilinear)] {
+            let (_, pre) = read(&format!(r#"{{"interpolation": "{filter}"}}"#)).unwrap();
+            assert_eq!(pre.resize.filter, expected);
+            assert_eq!(read(&pre.to_json().to_string()).unwrap().1, pre);
+        }
         for (mode, expected) in [
             ("null", ResizeMode::Shortest),
             (r#""shortest""#, ResizeMode::Shortest),
@@ -122,7 +133,7 @@ mod tests {
             (r#""longest", "fill_color": 7"#, ResizeMode::Longest { fill: 7 }),
         ] {
             let (_, pre) = read(&format!(r#"{{"resize_mode": {mode}, "interpolation": "bicubic"}}"#)).unwrap();
-            assert_eq!(pre.resize_mode, expected);
+            assert_eq!(pre.resize.mode, expected);
             assert_eq!(read(&pre.to_json().to_string()).unwrap().1, pre);
         }
         for (preprocess, key) in [
@@ -130,7 +141,7 @@ mod tests {
             (r#"{"fill_color": 300}"#, "preprocess_cfg.fill_color"),
             (r#"{"fill_color": [1, 2, 3]}"#, "preprocess_cfg.fill_color"),
             (r#"{"resize_mode": 1}"#, "preprocess_cfg.resize_mode"),
-            (r#"{"interpolation": "bilinear"}"#, "preprocess_cfg.interpolation"),
+            (r#"{"interpolation": "nearest"}"#, "preprocess_cfg.interpolation"),
         ] {
             let error = read(preprocess).unwrap_err().to_string();
             assert!(error.contains(key), "{error} does not name {key}");

@@ -152,7 +152,7 @@ fn run_refuses_what_the_configuration_asks_and_nobody_does() {
     );
     for (pointer, key, value) in [
         ("/preprocess_cfg", "resize_mode", "widest".into()),
-        ("/preprocess_cfg", "interpolation", "bilinear".into()),
+        ("/preprocess_cfg", "interpolation", "nearest".into()),
         ("/model_cfg/text_cfg", "vocab_size", 512.into()),
         ("/model_cfg/text_cfg", "context_length", 1.into()),
     ] {
