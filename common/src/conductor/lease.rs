@@ -137,6 +137,17 @@ impl<R: Rules> Conductor<R> {
             if self.may_keep(worker, generation, &addr, name, turn) {
                 return;
             }
+            // A word that was late: it has left that one since, and entered a later one of this reign.
+            let entered = match &self.phase {
+                Phase::Persisting { plan, .. }
+                | Phase::Forming { plan, .. }
+                | Phase::Running { plan }
+                | Phase::Closing { plan, .. } => plan.generation > generation && plan.rank_of(worker).is_some(),
+                Phase::Waiting | Phase::Ended => false,
+            };
+            if entered {
+                return;
+            }
             self.returns(worker, addr, generation, turn);
             return;
         }
