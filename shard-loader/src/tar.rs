@@ -73,6 +73,7 @@ pub struct Walker<R> {
     at: u64,
     extended: Extended,
     headers: u64,
+    closed: bool,
     done: bool,
 }
 
@@ -84,6 +85,7 @@ impl<R: ReadAt> Walker<R> {
             at: 0,
             extended: Extended::default(),
             headers: 0,
+            closed: false,
             done: false,
         }
     }
@@ -96,6 +98,12 @@ impl<R: ReadAt> Walker<R> {
     /// Offset of the next header: all before it was walked over without fault.
     pub fn offset(&self) -> u64 {
         self.extended.start.unwrap_or(self.at)
+    }
+
+    /// Whether the walk has come to an empty block, as every whole archive has behind its last member. One that was cut
+    /// between two members has none.
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     fn step(&mut self) -> Result<Option<Member>, DataError> {
@@ -157,6 +165,7 @@ impl<R: ReadAt> Walker<R> {
             why: format!("{} bytes came instead of {BLOCK}", bytes.len()),
         })?;
         if header.iter().all(|b| *b == 0) {
+            self.closed = true;
             return Ok(None);
         }
         self.headers += 1;
@@ -397,6 +406,19 @@ mod tests {
         assert_eq!(files.len(), 1);
         assert!(error.expect("cut inside a header").contains("176 bytes"));
         assert_eq!(walk(&[]), (vec![], None));
+    }
+
+    #[test]
+    fn walker_archive_cut_between_members_is_not_closed() {
+        let mut archive = file("a.txt", b"alpha", b'0');
+        let closed = |archive: &[u8]| {
+            let mut walker = Walker::new(Bytes::copy_from_slice(archive));
+            assert_eq!(walker.by_ref().flatten().count(), 1);
+            walker.is_closed()
+        };
+        assert!(!closed(&archive));
+        archive.extend([0u8; 512]);
+        assert!(closed(&archive));
     }
 
     #[test]

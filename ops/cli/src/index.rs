@@ -6,7 +6,8 @@ use crate::out::{self, Table};
 use crate::progress::ShardProgress;
 use argosy_common::config::{FilterConfig, Source};
 use argosy_common::exit::Exit;
-use argosy_shard_loader::{BuildConfig, Filter, Index, RetryPolicy, Store, index};
+use argosy_shard_loader::{BuildConfig, BuildReport, Filter, Index, RetryPolicy, Store, index};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -43,23 +44,11 @@ pub(crate) fn run(args: &IndexArgs) -> Outcome<Exit> {
     });
     drop(progress);
     let (index, report) = built?;
-    index.write(&args.out)?;
+    write(&index, &args.out)?;
     show(&index, &args.out, args.output.output)?;
-    if report.known > 0 {
-        out::say(&format!(
-            "{} of {} shards were known already",
-            report.known, report.shards
-        ));
-    }
-    for claim in report.wrong_claims.iter().take(LISTED_MAX) {
-        out::say(&format!("{} {claim}", out::style("note:", out::YELLOW)));
-    }
-    if !report.damaged.is_empty() {
-        let line = format!(
-            "{} shards are damaged; the rows before the damage are kept",
-            report.damaged.len()
-        );
-        out::say(&format!("{} {line}", out::style("note:", out::YELLOW)));
+    tell(&report);
+    for line in repeated(&index).iter().take(LISTED_MAX) {
+        note(line);
     }
     out::say(&format!(
         "next: name {} in a job with data.index, or let `argosy run` make its own",
@@ -78,6 +67,58 @@ pub(crate) fn journal_beside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
     name.into()
+}
+
+/// Writes an index; what was noted of it on the way is not needed any more then.
+pub(crate) fn write(index: &Index, path: &Path) -> Outcome<()> {
+    index.write(path)?;
+    index::remove_journal(&journal_beside(path));
+    Ok(())
+}
+
+fn note(line: &str) {
+    out::say(&format!("{} {line}", out::style("note:", out::YELLOW)));
+}
+
+/// What a person should know of the making of an index.
+pub(crate) fn tell(report: &BuildReport) {
+    if report.known > 0 {
+        out::say(&format!(
+            "{} of {} shards were known already",
+            report.known, report.shards
+        ));
+    }
+    if report.adopted > 0 {
+        note(&format!(
+            "the rows of {} shards are what others claim; they are counted when a run reads them",
+            report.adopted
+        ));
+    }
+    for claim in report.wrong_claims.iter().take(LISTED_MAX) {
+        note(claim);
+    }
+    let unlisted = report.wrong_claims.len().saturating_sub(LISTED_MAX);
+    if unlisted > 0 {
+        note(&format!("{unlisted} more shards do not hold what is claimed of them"));
+    }
+    if !report.damaged.is_empty() {
+        note(&format!(
+            "{} shards are damaged; the rows before the damage are kept",
+            report.damaged.len()
+        ));
+    }
+}
+
+/// Shards that are named more than once, in a person's words.
+pub(crate) fn repeated(index: &Index) -> Vec<String> {
+    let mut named: BTreeMap<&str, u32> = BTreeMap::new();
+    for shard in index.shards() {
+        *named.entry(shard.location).or_default() += 1;
+    }
+    let often = named.into_iter().filter(|(_, times)| *times > 1);
+    often
+        .map(|(location, times)| format!("{location} is named {times} times: its rows are trained that often a pass"))
+        .collect()
 }
 
 /// What the index leaves out, in a person's words; empty when nothing is.

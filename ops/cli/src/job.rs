@@ -92,8 +92,8 @@ fn lay_over(file: &str, text: &str, sets: &[String]) -> Outcome<String> {
     toml::to_string(&table).map_err(|e| usage(format!("--set: {e}")))
 }
 
-/// Builds the index of a job's sources with progress on stderr; says what was left out.
-pub(crate) fn build_index(loaded: &LoadedJob, path: &Path) -> Outcome<Index> {
+/// Builds the index of a job's sources with progress on stderr and writes it to `path`; says what is odd about them.
+fn build_index(loaded: &LoadedJob, path: &Path) -> Outcome<Index> {
     let config = BuildConfig {
         journal: Some(crate::index::journal_beside(path)),
         ..BuildConfig::of(&loaded.job.data, &loaded.base)?
@@ -104,7 +104,9 @@ pub(crate) fn build_index(loaded: &LoadedJob, path: &Path) -> Outcome<Index> {
         progress.tell(p.shards, p.shards_total, Some(p.rows));
     });
     drop(progress);
-    let (index, _) = built?;
+    let (index, report) = built?;
+    crate::index::write(&index, path)?;
+    crate::index::tell(&report);
     Ok(index)
 }
 
@@ -114,9 +116,7 @@ pub(crate) fn index_for(loaded: &LoadedJob, run_dir: &Path) -> Outcome<(Index, P
     let own = loaded.job.data.index.as_ref().map(|file| loaded.base.join(file));
     let path = own.unwrap_or_else(|| run_dir.join("index.argosy"));
     if !path.exists() {
-        let index = build_index(loaded, &path)?;
-        index.write(&path)?;
-        return Ok((index, path));
+        return Ok((build_index(loaded, &path)?, path));
     }
     let index = Index::open(&path)?;
     check_index(&loaded.job, &loaded.base, &index, &path)?;

@@ -4,8 +4,8 @@
 use super::body::{Body, ShardRecord, SourceRecord};
 use super::filter::Filter;
 use super::hints::Hints;
-use super::journal::Journal;
-use super::walk::{ChunkedShard, walk_shard};
+use super::journal::{Journal, Noted};
+use super::walk::rows_of;
 use super::{INDEX_VERSION, Index};
 use crate::error::DataError;
 use crate::expand::{self, NamedShard};
@@ -32,7 +32,8 @@ pub struct BuildConfig {
     pub adopt: bool,
     /// An index made before; its shards that have not changed are not read again.
     pub known: Option<Arc<Index>>,
-    /// Where it is noted what was read, so that an interrupted index goes on.
+    /// Where it is noted what was read, so that an interrupted index goes on. Whoever writes the index removes the file
+    /// afterwards ([`super::remove_journal`]).
     pub journal: Option<PathBuf>,
 }
 
@@ -145,11 +146,11 @@ pub fn build(
         .map(|s| expand::shards(&s.shards, base, store))
         .collect::<Result<_, _>>()?;
     let flat: Vec<&NamedShard> = listed.iter().flatten().collect();
-    let mut known = from_index(config)?;
+    let mut known = from_index(config);
     let journal = match &config.journal {
         Some(path) => {
             let (journal, noted) = Journal::open(path, &config.settings())?;
-            known.extend(noted.into_iter().map(|shard| (shard.location.clone(), shard)));
+            known.extend(noted.into_iter().map(|noted| (noted.shard.location.clone(), noted)));
             Some(journal)
         }
         None => None,
@@ -162,7 +163,7 @@ pub fn build(
         known,
         hints: Hints::new(store),
     };
-    let (shards, mut report, journal) = work.read_all(&flat, journal, progress)?;
+    let (shards, mut report) = work.read_all(&flat, journal, progress)?;
     let mut shards = shards.into_iter();
     let body = Body {
         image_key: config.image_key.clone(),
@@ -183,24 +184,25 @@ pub fn build(
             return Err(nothing_usable(source, config));
         }
     }
-    let index = Index::from_body(&body)?;
-    if let Some(journal) = journal {
-        journal.remove();
-    }
-    Ok((index, report))
+    Ok((Index::from_body(&body)?, report))
 }
 
-/// The shards of the index made before, if it was made alike.
-fn from_index(config: &BuildConfig) -> Result<BTreeMap<String, ShardRecord>, DataError> {
-    let Some(index) = &config.known else {
-        return Ok(BTreeMap::new());
+/// The shards of the index made before, if it was made alike. The format before knew of some shards only how many of their
+/// samples are no rows, not which; those are read again, so that an index never depends on the one it replaces.
+pub(super) fn from_index(config: &BuildConfig) -> BTreeMap<String, Noted> {
+    let alike = |index: &&Arc<Index>| {
+        index.keys() == (config.image_key.as_str(), config.text_key.as_str()) && index.filter() == config.filter.words()
     };
-    let alike = index.keys() == (config.image_key.as_str(), config.text_key.as_str())
-        && index.filter() == config.filter.words();
-    if !alike {
-        return Ok(BTreeMap::new());
-    }
-    Ok(index.records()?.into_iter().map(|r| (r.location.clone(), r)).collect())
+    let records = config.known.as_ref().filter(alike).map(|index| index.records());
+    let whole = |shard: &ShardRecord| {
+        let samples = u64::from(shard.rows()) + u64::from(shard.missing) + u64::from(shard.filtered);
+        shard.claimed.is_some() || shard.kept.len() as u64 == samples
+    };
+    let noted = |shard: ShardRecord| {
+        let wrong_claim = None;
+        (shard.location.clone(), Noted { shard, wrong_claim })
+    };
+    records.into_iter().flatten().filter(whole).map(noted).collect()
 }
 
 fn nothing_usable(source: &SourceRecord, config: &BuildConfig) -> DataError {
@@ -247,7 +249,7 @@ struct Work<'a> {
     store: &'a Store,
     keys: Keys,
     config: &'a BuildConfig,
-    known: BTreeMap<String, ShardRecord>,
+    known: BTreeMap<String, Noted>,
     hints: Hints<'a>,
 }
 
@@ -262,9 +264,8 @@ struct Done {
 
 /// A shard and how its record came about.
 enum Read {
-    Known(ShardRecord),
-    /// With what is wrong about a claim, if it is.
-    Walked(ShardRecord, Option<String>),
+    Known(Noted),
+    Walked(Noted),
 }
 
 impl Work<'_> {
@@ -274,7 +275,7 @@ impl Work<'_> {
         shards: &[&NamedShard],
         journal: Option<Journal>,
         progress: &(dyn Fn(Progress) + Sync),
-    ) -> Result<(Vec<ShardRecord>, BuildReport, Option<Journal>), DataError> {
+    ) -> Result<(Vec<ShardRecord>, BuildReport), DataError> {
         let next = AtomicUsize::new(0);
         let state = Mutex::new(Done {
             progress: Progress {
@@ -312,8 +313,11 @@ impl Work<'_> {
             return Err(error);
         }
         done.shards.sort_by_key(|(i, _)| *i);
+        // In an order that does not depend on which thread was first.
+        done.report.wrong_claims.sort();
+        done.report.wrong_claims.dedup();
         let shards = done.shards.into_iter().map(|(_, shard)| shard).collect();
-        Ok((shards, done.report, done.journal))
+        Ok((shards, done.report))
     }
 
     fn read_shard(&self, named: &NamedShard) -> Result<Read, DataError> {
@@ -321,8 +325,11 @@ impl Work<'_> {
             Some(facts) => facts.clone(),
             None => self.store.facts(&named.location)?,
         };
-        if let Some(known) = self.known.get(&named.location).filter(|known| same(known, &facts))
-            && (self.config.adopt || known.claimed.is_none())
+        if let Some(known) = self
+            .known
+            .get(&named.location)
+            .filter(|known| same(&known.shard, &facts))
+            && (self.config.adopt || known.shard.claimed.is_none())
         {
             return Ok(Read::Known(known.clone()));
         }
@@ -335,7 +342,9 @@ impl Work<'_> {
         };
         let claimed = self.hints.claimed(named);
         if self.config.adopt && claimed.is_some() {
-            return Ok(Read::Walked(ShardRecord { claimed, ..base }, None));
+            let shard = ShardRecord { claimed, ..base };
+            let wrong_claim = None;
+            return Ok(Read::Walked(Noted { shard, wrong_claim }));
         }
         let request = ReadRequest {
             location: &base.location,
@@ -343,47 +352,46 @@ impl Work<'_> {
             bytes: base.bytes,
             etag: base.etag.as_deref(),
         };
-        let archive = ChunkedShard::open(self.store, &request);
-        let walked = walk_shard(archive, &self.keys, &self.config.filter, |_, _, _| Ok(()))?;
+        let walked = rows_of(self.store, &request, &self.keys, &self.config.filter)?;
         let samples = walked.kept.len() as u32;
-        let wrong = claimed
+        let wrong_claim = claimed
             .filter(|claim| *claim != samples)
             .map(|claim| format!("{} is said to hold {claim} samples, it holds {samples}", base.location));
-        let record = ShardRecord {
+        let shard = ShardRecord {
             location: base.location,
             etag: base.etag,
             modified_ms: base.modified_ms,
             ..walked
         };
-        Ok(Read::Walked(record, wrong))
+        Ok(Read::Walked(Noted { shard, wrong_claim }))
     }
 }
 
 impl Done {
     fn take(&mut self, i: usize, read: Result<Read, DataError>, progress: &(dyn Fn(Progress) + Sync)) {
-        let record = match read {
-            Ok(Read::Known(record)) => {
+        let Noted { shard, wrong_claim } = match read {
+            Ok(Read::Known(known)) => {
                 self.report.known += 1;
-                record
+                known
             }
-            Ok(Read::Walked(record, wrong)) => {
-                self.report.wrong_claims.extend(wrong);
-                let noted = self.journal.as_mut().map(|journal| journal.append(&record));
-                if let Some(Err(error)) = noted {
+            Ok(Read::Walked(walked)) => {
+                let written = self.journal.as_mut().map(|journal| journal.append(&walked));
+                if let Some(Err(error)) = written {
                     self.failed.get_or_insert(error);
                     return;
                 }
-                record
+                walked
             }
             Err(error) => {
                 self.failed.get_or_insert(error);
                 return;
             }
         };
+        self.report.wrong_claims.extend(wrong_claim);
         self.progress.shards += 1;
-        self.progress.bytes += record.bytes;
-        self.progress.rows += u64::from(record.rows());
-        self.shards.push((i, record));
+        self.progress.bytes += shard.bytes;
+        self.progress.rows += u64::from(shard.rows());
+        self.shards.push((i, shard));
         progress(self.progress);
     }
 }

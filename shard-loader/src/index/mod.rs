@@ -18,6 +18,7 @@ mod walk;
 pub use body::{Body, ShardRecord, SourceRecord};
 pub use build::{BuildConfig, BuildReport, DamagedShard, Progress, build};
 pub use filter::Filter;
+pub use journal::remove_journal;
 pub(crate) use walk::{ChunkedShard, Fate, walk_shard};
 
 use crate::error::DataError;
@@ -429,12 +430,19 @@ impl Index {
         })
     }
 
-    /// The shards as they were recorded, to be put into another index.
-    fn records(&self) -> Result<Vec<ShardRecord>, DataError> {
+    /// The shards as they were recorded, to be put into another index. One whose places are damaged is left out, and read
+    /// again there.
+    fn records(&self) -> Vec<ShardRecord> {
         let mut records = Vec::new();
         for (s, source) in self.table().sources.iter().enumerate() {
             for (i, entry) in source.shards.iter().enumerate() {
-                let rows = self.rows(s as u16, i as u32)?;
+                let rows = match self.rows(s as u16, i as u32) {
+                    Ok(rows) => rows,
+                    Err(error) => {
+                        tracing::warn!(%error, "a shard of the index before is read again");
+                        continue;
+                    }
+                };
                 let ranges: Vec<Range<u64>> = rows
                     .map(|rows| (0..entry.rows.to_native()).filter_map(|row| rows.range(row)).collect())
                     .unwrap_or_default();
@@ -453,7 +461,7 @@ impl Index {
                 });
             }
         }
-        Ok(records)
+        records
     }
 
     /// The shard itself as a row's place: all its bytes. For shards whose rows are not known yet.

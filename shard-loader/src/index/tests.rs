@@ -51,7 +51,7 @@ fn index_written_and_opened_gives_the_same_rows_and_hash() {
     assert_eq!(opened.mean_sample_bytes(), 1536);
     assert_eq!(opened.keys(), ("jpg", "txt"));
     assert_eq!(opened.kept(0, 0).expect("whole"), Some(vec![true, false, true]));
-    assert_eq!(opened.records().expect("whole"), body().sources[0].shards);
+    assert_eq!(opened.records(), body().sources[0].shards);
     let place = opened
         .place(SampleId {
             source: 0,
@@ -156,6 +156,60 @@ fn index_of_the_version_before_is_read_under_its_old_name() {
         old.index_hash(),
         "its name stays with it"
     );
+}
+
+#[test]
+fn shards_of_the_version_before_that_lack_samples_are_not_known_to_a_new_index() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/index_v1.argosy");
+    let old = Index::open(&path).expect("opened");
+    let (image_key, text_key) = old.keys();
+    let config = BuildConfig::new(image_key, text_key);
+    let known = |index: Index| {
+        let known = Some(std::sync::Arc::new(index));
+        build::from_index(&BuildConfig {
+            known,
+            ..config.clone()
+        })
+        .len()
+    };
+    assert_eq!(old.shards().map(|s| s.missing).collect::<Vec<_>>(), [1, 1]);
+    assert_eq!(known(old), 0, "which samples lack a picture is not in it");
+    let new = Body {
+        image_key: config.image_key.clone(),
+        text_key: config.text_key.clone(),
+        ..body()
+    };
+    assert_eq!(known(Index::from_body(&new).expect("made")), 2);
+}
+
+#[test]
+fn shard_whose_places_are_damaged_in_a_large_index_is_left_out_of_what_is_known() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("large");
+    let rows = 4_400_000;
+    let large = ShardRecord {
+        location: "/data/large.tar".into(),
+        bytes: rows as u64 * 2,
+        starts: (0..rows as u64).map(|i| i * 2).collect(),
+        lengths: vec![2; rows],
+        kept: vec![true; rows],
+        ..ShardRecord::default()
+    };
+    let mut body = body();
+    body.sources[0].shards.insert(0, large);
+    Index::from_body(&body).expect("made").write(&path).expect("written");
+    let mut bytes = std::fs::read(&path).expect("read");
+    assert!(
+        bytes.len() > 16 << 20,
+        "too large to be checked whole when it is opened"
+    );
+    // The first length of the second shard, whose table has 21 bytes; that of the third has 4.
+    let at = bytes.len() - 4 - 21;
+    bytes[at] ^= 1;
+    std::fs::write(&path, bytes).expect("written");
+    let index = Index::open(&path).expect("opened");
+    let known: Vec<String> = index.records().into_iter().map(|r| r.location).collect();
+    assert_eq!(known, ["/data/large.tar", "/data/1.tar"]);
 }
 
 /// How long this thread has been on a processor.

@@ -89,6 +89,25 @@ impl ReadAt for ChunkedShard {
     }
 }
 
+/// The rows of the shard that `request` names; its range does not matter. Damage in one that came over a network counts when
+/// it is found a second time: bytes may break on their way.
+///
+/// # Errors
+/// As [`walk_shard`].
+pub(crate) fn rows_of(
+    store: &Store,
+    request: &ReadRequest<'_>,
+    keys: &Keys,
+    filter: &Filter,
+) -> Result<ShardRecord, DataError> {
+    let walk = || walk_shard(ChunkedShard::open(store, request), keys, filter, |_, _, _| Ok(()));
+    let first = walk()?;
+    if first.damage.is_some() && is_url(request.location) {
+        return walk();
+    }
+    Ok(first)
+}
+
 /// Walks `archive` to its end or its damage. `each` hears of every sample.
 ///
 /// # Errors
@@ -133,6 +152,12 @@ pub(crate) fn walk_shard<R: ReadAt>(
             Err(DataError::Tar { at, why }) => damage = Some(format!("at byte {at}: {why}")),
             Err(error) => return Err(error),
         }
+    }
+    if damage.is_none() && !walker.is_closed() {
+        damage = Some(format!(
+            "the archive has no empty block behind its last member, which ends at byte {}: it may have been cut there",
+            walker.offset()
+        ));
     }
     if let Some(group) = grouper.finish() {
         take(group, walker.archive())?;

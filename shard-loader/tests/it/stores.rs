@@ -15,7 +15,7 @@ use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(60);
 pub(crate) const BUCKET: &str = "bucket";
-const PREFIX: &str = "s3://bucket/set/";
+pub(crate) const PREFIX: &str = "s3://bucket/set/";
 
 /// Pauses of no length: what a storm tests here is what comes out, not how long it takes.
 pub(crate) fn store(double: &S3Double) -> Store {
@@ -242,6 +242,8 @@ fn index_interrupted_goes_on_where_it_was() {
     for i in 0..6 {
         put(&double, &[(format!("set/{i}.tar"), tar(&good_members(i, 2)))]);
     }
+    let claims = (0..6).map(|i| format!("\"{i}.tar\": 9")).collect::<Vec<_>>();
+    double.insert(BUCKET, "set/sizes.json", format!("{{{}}}", claims.join(", ")));
     let folder = tempfile::tempdir().expect("a folder");
     let journal = folder.path().join("index.partial");
     let noting = BuildConfig {
@@ -256,9 +258,52 @@ fn index_interrupted_goes_on_where_it_was() {
     double.faults().clear();
     let (index, report) = build(&store(&double), PREFIX, &noting).expect("goes on");
     assert!(report.known > 0 && report.known < 6, "{report:?}");
-    let (fresh, _) = build(&store(&double), PREFIX, &config()).expect("afresh");
+    let (fresh, once) = build(&store(&double), PREFIX, &config()).expect("afresh");
     assert_eq!(index.index_hash(), fresh.index_hash());
+    assert_eq!(
+        report.wrong_claims, once.wrong_claims,
+        "those of the first try are not lost"
+    );
+    assert_eq!(report.wrong_claims.len(), 6);
+    // The index may not come to be written; then nothing has to be read again.
+    let (_, report) = build(&store(&double), PREFIX, &noting).expect("once more");
+    assert_eq!(report.known, 6, "{report:?}");
+    index::remove_journal(&journal);
     assert!(!journal.exists(), "it has done its duty");
+}
+
+// 37, 47: bytes that broke on their way to the index are no damage of the shard.
+#[test]
+fn shard_whose_header_broke_on_its_way_to_the_index_is_walked_again() {
+    let double = S3Double::start(Faults::default()).expect("a port");
+    put(&double, &[("set/0.tar".into(), tar(&good_members(0, 6)))]);
+    double.faults().add(Rule::new(Op::Get, Fault::Flipped(3)).key("0.tar"));
+    let (_, report) = build(&store(&double), PREFIX, &config()).expect("indexed");
+    assert_eq!((report.rows, report.damaged.len()), (6, 0), "{report:?}");
+    assert_eq!(double.faults().fired()["flipped"], 1);
+}
+
+#[test]
+fn shard_cut_between_two_samples_keeps_its_rows_and_is_reported() {
+    let double = S3Double::start(Faults::default()).expect("a port");
+    let whole = tar(&good_members(0, 6));
+    let cut = whole.len() - tar(&good_members(0, 6)[10..]).len();
+    put(&double, &[("set/0.tar".into(), whole[..cut].to_vec())]);
+    let (_, report) = build(&store(&double), PREFIX, &config()).expect("indexed");
+    assert_eq!((report.rows, report.damaged.len()), (5, 1), "{report:?}");
+    let why = &report.damaged[0].why;
+    assert!(
+        why.contains("no empty block") && why.contains(&format!("byte {cut}")),
+        "{why}"
+    );
+    let checked = CheckConfig {
+        build: config(),
+        max_image_pixels: 1 << 20,
+        max_sample_bytes: 1 << 20,
+        listed_max: 100,
+    };
+    let report = check::check(&store(&double), PREFIX, Path::new("/"), &checked, &|_, _| {}).expect("checked");
+    assert_eq!(report.reasons, [("damage".to_owned(), 1)].into());
 }
 
 #[test]

@@ -59,6 +59,14 @@ fn lines(p: &Prepared) -> Vec<String> {
             p.index_path.display()
         ));
     }
+    let repeated = index::repeated(&p.index);
+    for line in repeated.iter().take(LEFT_OUT_MAX) {
+        lines.push(format!("       note: {line}"));
+    }
+    if repeated.len() > LEFT_OUT_MAX {
+        let more = repeated.len() - LEFT_OUT_MAX;
+        lines.push(format!("       note: {more} more shards are named more than once"));
+    }
     lines
 }
 
