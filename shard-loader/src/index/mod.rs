@@ -19,7 +19,7 @@ pub use body::{Body, ShardRecord, SourceRecord};
 pub use build::{BuildConfig, BuildReport, DamagedShard, Progress, build};
 pub use filter::Filter;
 pub use journal::remove_journal;
-pub(crate) use walk::{ChunkedShard, Fate, walk_shard};
+pub(crate) use walk::{ChunkedShard, Fate, rows_of, walk_shard};
 
 use crate::error::DataError;
 use crate::store::ReadRequest;

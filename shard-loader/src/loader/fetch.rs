@@ -3,9 +3,9 @@
 use super::LoaderConfig;
 use super::rows::RowCache;
 use super::stats::{Counters, Stage};
+use super::walked::Walked;
 use crate::error::{BlockCause, DataError, LoaderError};
-use crate::index::{ChunkedShard, Filter, Index, ShardRecord, walk_shard};
-use crate::sample::Keys;
+use crate::index::Index;
 use crate::store::{ReadRequest, Store};
 use argosy_common::ids::SampleId;
 use argosy_common::sampling::{Sampler, Window};
@@ -22,8 +22,6 @@ const GAP_BYTES_MAX: u64 = 64 << 10;
 const REQUEST_BYTES_MAX: u64 = 8 << 20;
 /// Requests on their way at the same time; with the size above it bounds what a read holds beyond the windows.
 const REQUESTS_AT_ONCE: usize = 16;
-/// Shards whose rows had to be looked for that are remembered.
-const WALKED_MAX: usize = 64;
 
 /// The bytes of one row, or why there are none.
 #[derive(Clone, Debug)]
@@ -85,8 +83,7 @@ pub(super) struct Fetcher {
     counters: Arc<Counters>,
     /// Windows by lane and first position.
     lanes: BTreeMap<u32, BTreeMap<u64, Cached>>,
-    /// Rows of shards that the index does not know.
-    walked: BTreeMap<(u16, u32), ShardRecord>,
+    walked: Walked,
 }
 
 impl Fetcher {
@@ -107,7 +104,7 @@ impl Fetcher {
             sample_bytes_max,
             counters,
             lanes: BTreeMap::new(),
-            walked: BTreeMap::new(),
+            walked: Walked::default(),
         }
     }
 
@@ -212,10 +209,10 @@ impl Fetcher {
         debug_assert_eq!(requests.len(), groups.len(), "a row with a place has a shard");
         let read = store.read_all(&requests, REQUESTS_AT_ONCE, |i, bytes| {
             self.counters.read(bytes.len() as u64);
-            let start = requests[i].range.start;
-            for need in groups[i] {
-                let slice = (need.range.start - start) as usize..(need.range.end - start) as usize;
-                let (start, bytes) = (need.range.start, bytes.slice(slice));
+            let ranges = groups[i].iter().map(|need| need.range.clone());
+            let rows = cut(&bytes, requests[i].range.start, ranges);
+            for (need, bytes) in groups[i].iter().zip(rows) {
+                let start = need.range.start;
                 self.cache.keep_bytes(need.sample, start, &bytes, false);
                 self.put(need, RawBytes::Found { start, bytes });
             }
@@ -232,41 +229,21 @@ impl Fetcher {
 
     /// Where a row lies; a shard that nobody has read yet is walked first (rules L6, L7).
     fn place(&mut self, need: &Need) -> Result<Option<Range<u64>>, LoaderError> {
-        let (source, shard, row) = (need.sample.source, need.sample.shard, need.sample.row as usize);
+        let (source, shard, row) = (need.sample.source, need.sample.shard, need.sample.row);
         let index = Arc::clone(&self.index);
-        let Some(whole) = index.whole_shard(source, shard) else {
-            return Ok(None);
+        let placed = if index.is_verified(source, shard) {
+            index.place(need.sample).map(|place| place.map(|place| place.range))
+        } else {
+            let (lanes, counters) = (self.lanes.len(), &self.counters);
+            let beyond = |rows| counters.beyond(rows);
+            self.walked
+                .place(&self.store, &index, ((source, shard), row), lanes, beyond)
         };
-        let request = whole.read(whole.range.clone());
-        let failed = |error: DataError| blocked(need.lane, &request, &error);
-        if index.is_verified(source, shard) {
-            return Ok(index.place(need.sample).map_err(failed)?.map(|place| place.range));
-        }
-        if !self.walked.contains_key(&(source, shard)) {
-            let archive = ChunkedShard::open(&self.store, &request);
-            let (image_key, text_key) = index.keys();
-            let keys = Keys::new(image_key, text_key);
-            let record = walk_shard(archive, &keys, &Filter::default(), |_, _, _| Ok(())).map_err(failed)?;
-            let claimed = index.shard_rows(source, shard);
-            let found = record.starts.len() as u64;
-            if found != u64::from(claimed) {
-                tracing::warn!(
-                    shard = whole.location,
-                    claimed,
-                    found,
-                    "a shard does not hold the rows that were claimed"
-                );
-                self.counters.beyond(found.saturating_sub(u64::from(claimed)));
-            }
-            if self.walked.len() >= WALKED_MAX {
-                self.walked.pop_first();
-            }
-            self.walked.insert((source, shard), record);
-        }
-        Ok(self.walked.get(&(source, shard)).and_then(|record| {
-            let start = *record.starts.get(row)?;
-            Some(start..start + u64::from(*record.lengths.get(row)?))
-        }))
+        placed.map_err(|error| match index.whole_shard(source, shard) {
+            Some(whole) => blocked(need.lane, &whole.read(whole.range.clone()), &error),
+            // What the index does not have has no place either, and no error.
+            None => LoaderError::Stopped(error.to_string()),
+        })
     }
 
     /// The rows of one lane at one step, all of which are there or known to be missing.
@@ -298,6 +275,18 @@ fn blocked(lane: u32, request: &ReadRequest<'_>, error: &DataError) -> LoaderErr
     }
 }
 
+/// The rows in `whole`, the bytes of a request that began at byte `start` of its shard. A slice keeps the whole request in memory
+/// until it is trained; where that is mostly gaps, rows are copied out of it.
+fn cut(whole: &Bytes, start: u64, rows: impl Iterator<Item = Range<u64>> + Clone) -> Vec<Bytes> {
+    let used: u64 = rows.clone().map(|row| row.end - row.start).sum();
+    let gaps = used < whole.len() as u64 / 2;
+    rows.map(|row| {
+        let row = whole.slice((row.start - start) as usize..(row.end - start) as usize);
+        if gaps { Bytes::copy_from_slice(&row) } else { row }
+    })
+    .collect()
+}
+
 /// Groups sorted ranges into requests; gives index ranges.
 fn merge(ranges: &[Range<u64>]) -> Vec<Range<usize>> {
     let mut requests: Vec<Range<usize>> = Vec::new();
@@ -318,6 +307,22 @@ fn merge(ranges: &[Range<u64>]) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_of_a_request_of_gaps_do_not_keep_it_in_memory() {
+        let whole = Bytes::from((0..100).collect::<Vec<u8>>());
+        for (rows, kept) in [([1010..1030, 1050..1070], false), ([1010..1040, 1050..1090], true)] {
+            let cut = cut(&whole, 1000, rows.clone().into_iter());
+            for (row, range) in cut.iter().zip(rows) {
+                assert_eq!(
+                    *row,
+                    whole.slice(range.start as usize - 1000..range.end as usize - 1000)
+                );
+                // A slice has the whole's memory in common with it.
+                assert_eq!(whole.as_ptr_range().contains(&row.as_ptr()), kept);
+            }
+        }
+    }
 
     #[test]
     fn merge_joins_over_small_gaps_only() {

@@ -8,6 +8,7 @@ mod prepare;
 mod report;
 mod rows;
 mod stats;
+mod walked;
 
 pub use report::StageReport;
 pub use stats::LoaderStats;
@@ -16,7 +17,7 @@ use crate::batch::LaneBatch;
 use crate::cache::DiskCache;
 use crate::error::{DataError, LoaderError};
 use crate::index::Index;
-use crate::store::{RetryPolicy, Store};
+use crate::store::{KeepReading, RetryPolicy, Store};
 use crate::tokenize::Tokenizer;
 use argosy_common::config::DataConfig;
 use argosy_common::shape::RunShape;
@@ -57,6 +58,7 @@ pub struct Loader {
     cache: RowCache,
     decode_threads: usize,
     report_file: Option<PathBuf>,
+    reading: Option<KeepReading>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -148,6 +150,7 @@ impl Loader {
             total_steps: config.shape.total_steps(),
             prefetch_steps: config.prefetch_steps.max(1) as u64,
         });
+        let (store, reading) = store.stoppable();
         let (own_store, decode_threads) = (store.clone(), config.decode_threads.max(1));
         let cache = RowCache::new(config.cache.clone(), &index, &config.data, config.image_size)?;
         let fetcher = Fetcher::new(
@@ -164,6 +167,7 @@ impl Loader {
             cache,
             decode_threads,
             report_file: None,
+            reading: Some(reading),
             threads: Vec::new(),
         };
         let shared = Arc::clone(&inner);
@@ -303,6 +307,8 @@ impl Drop for Loader {
             }
         }
         self.inner.lock().closed = true;
+        // A read may have minutes of its budget left; nobody waits for its bytes any more.
+        drop(self.reading.take());
         self.inner.changed.notify_all();
         for thread in self.threads.drain(..) {
             // A panic was told by its alarm already.
@@ -353,8 +359,11 @@ fn fetch_loop(inner: &Inner, mut fetcher: Fetcher) {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "loading failed");
                 let mut state = inner.lock();
+                if state.closed {
+                    return;
+                }
+                tracing::warn!(%error, "loading failed");
                 if state.plan == plan {
                     state.failed.get_or_insert(error);
                 }

@@ -158,26 +158,18 @@ impl Preparer {
         };
         let at = (row.sample, start);
         let first = self.fill(at, &bytes, key, pixels, tokens);
-        if first != Err(MaskReason::Format) || confirmed {
+        // A picture that does not decode or headers that are not whole. (A caption that is empty or a picture that is too large
+        // is so in whole bytes too, and far too often to be asked for twice.)
+        if !matches!(first, Err(MaskReason::Format | MaskReason::Missing)) || confirmed {
             return Ok(first);
         }
-        // Bytes may break on their way; only what fails twice is the picture's own fault.
-        let again = self.fetch_again(lane, row.sample)?;
-        if !again.is_empty() {
-            self.cache.keep_bytes(row.sample, start, &again, again == bytes);
-        }
+        // Bytes may break on their way; only what comes twice is the sample's own fault (rule M1).
+        let again = self.fetch(lane, row.sample, start..start + bytes.len() as u64)?;
+        self.cache.keep_bytes(row.sample, start, &again, again == bytes);
         if again == bytes {
             return Ok(first);
         }
         Ok(self.fill(at, &again, key, pixels, tokens))
-    }
-
-    fn fetch_again(&self, lane: u32, sample: SampleId) -> Result<Bytes, LoaderError> {
-        // What was found once is found again; a shard without known places was read whole and is not asked again.
-        match self.index.place(sample) {
-            Ok(Some(place)) => self.fetch(lane, sample, place.range),
-            _ => Ok(Bytes::new()),
-        }
     }
 
     /// Bytes `range` of the sample's shard, from the store.

@@ -1,11 +1,8 @@
 //! What lies under a prefix, and small objects read whole.
 
-use super::reader::ReadError;
 use super::{ObjectFacts, ReadRequest, Store, explain, facts_of, place};
 use crate::error::DataError;
 use bytes::Bytes;
-use futures_util::TryStreamExt;
-use object_store::ObjectMeta;
 use std::collections::BTreeMap;
 
 impl Store {
@@ -22,10 +19,7 @@ impl Store {
         }
         let root = self.root(&place)?;
         let reader = self.reader(&root, &place);
-        let listed: Result<Vec<ObjectMeta>, ReadError> = self.wait(reader.retrying(&place.key, || async {
-            root.objects.list(Some(&place.key)).try_collect().await
-        }))?;
-        let listed = listed.map_err(|e| explain(prefix, e))?;
+        let listed = self.wait(reader.list(&place.key))?.map_err(|e| explain(prefix, e))?;
         Ok(listed
             .iter()
             .map(|meta| (format!("{}/{}", place.root, meta.location), quoted(facts_of(meta))))

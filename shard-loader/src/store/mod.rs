@@ -25,6 +25,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 /// What a store says about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +76,14 @@ pub struct StoreStats {
 #[derive(Clone, Debug)]
 pub struct Store {
     shared: Arc<Shared>,
+    /// Ends what this handle and its clones wait for.
+    stop: Option<watch::Receiver<()>>,
+}
+
+/// Keeps the reads of one handle going; when it is dropped they end at once, whatever their budget.
+#[derive(Debug)]
+pub(crate) struct KeepReading {
+    _sender: watch::Sender<()>,
 }
 
 #[derive(Debug)]
@@ -120,7 +129,18 @@ impl Store {
                 counters: ReadCounters::default(),
                 runtime: Some(runtime),
             }),
+            stop: None,
         })
+    }
+
+    /// Another handle to the same store, whose reads last no longer than what comes with it.
+    pub(crate) fn stoppable(&self) -> (Self, KeepReading) {
+        let (sender, receiver) = watch::channel(());
+        let store = Self {
+            shared: Arc::clone(&self.shared),
+            stop: Some(receiver),
+        };
+        (store, KeepReading { _sender: sender })
     }
 
     /// Lets locations that begin with `root` (`s3://bucket`, or nothing for files) be read from `objects`.
@@ -157,10 +177,19 @@ impl Store {
     }
 
     fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, DataError> {
-        match &self.shared.runtime {
-            Some(runtime) => Ok(runtime.block_on(work)),
-            None => Err(DataError::Config("the reading threads have stopped".into())),
-        }
+        let stopped = || DataError::Config("the reading threads have stopped".into());
+        let runtime = self.shared.runtime.as_ref().ok_or_else(stopped)?;
+        let Some(mut stop) = self.stop.clone() else {
+            return Ok(runtime.block_on(work));
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                done = work => Ok(done),
+                // Nothing is ever sent: this ends with the sender.
+                _ = stop.changed() => Err(stopped()),
+            }
+        })
     }
 
     /// Size, etag and age of an object. Not to be called from asynchronous code.
@@ -169,6 +198,23 @@ impl Store {
     /// [`DataError::NotFound`], [`DataError::Denied`] or [`DataError::Io`].
     pub fn facts(&self, location: &str) -> Result<ObjectFacts, DataError> {
         self.wait(self.facts_async(location))?
+    }
+
+    /// Whether the object that `request` names still is the one described (rule M3); its range does not matter. Not to be
+    /// called from asynchronous code.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub fn same_still(&self, request: &ReadRequest<'_>) -> Result<(), DataError> {
+        let location = request.location;
+        let place = place::place(location)?;
+        let root = self.root(&place)?;
+        let pinned = Pinned {
+            bytes: request.bytes,
+            etag: request.etag,
+        };
+        let same = self.wait(self.reader(&root, &place).same_still(&place.key, pinned))?;
+        same.map_err(|e| explain(location, e))
     }
 
     async fn facts_async(&self, location: &str) -> Result<ObjectFacts, DataError> {

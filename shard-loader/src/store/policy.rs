@@ -3,9 +3,11 @@
 use object_store::Error;
 use std::collections::VecDeque;
 use std::error::Error as StdError;
-use std::sync::{Mutex, PoisonError};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// How patient reads are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,16 +48,25 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// The pause before try `failures + 1`: full jitter, so that workers that failed together do not come back together.
-    pub(super) fn pause(&self, what: &str, failures: u32) -> Duration {
+    /// The pause before try `failures + 1`: full jitter, so that reads that failed together do not come back together,
+    /// whether they are of one process or of many.
+    pub(super) fn pause(&self, failures: u32) -> Duration {
         let most = self
             .backoff_first_ms
             .saturating_mul(1 << failures.saturating_sub(1).min(16))
             .min(self.backoff_max_ms);
-        // No generator is needed for a spread: process and read differ, and so do the draws.
-        let seed = format!("{what}\0{failures}\0{}", std::process::id());
-        Duration::from_millis(xxh3_64(seed.as_bytes()) % (most + 1))
+        Duration::from_millis(drawn() % (most + 1))
     }
+}
+
+/// A number that differs from call to call and from process to process. Process ids would not do: the workers of many
+/// containers are all number 1. When a read is tried again decides nothing that is trained, so it may be left to chance.
+fn drawn() -> u64 {
+    static SEED: OnceLock<u64> = OnceLock::new();
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    // The standard library's only way to the system's random numbers.
+    let seed = *SEED.get_or_init(|| RandomState::new().hash_one(0u8));
+    xxh3_64_with_seed(&CALLS.fetch_add(1, Ordering::Relaxed).to_le_bytes(), seed)
 }
 
 /// What a failure calls for.
@@ -198,11 +209,19 @@ mod tests {
         let mut seen = std::collections::BTreeSet::new();
         for failures in 1..40 {
             let most = (200u64 << (failures - 1).min(16)).min(10_000);
-            let pause = policy.pause("0.tar", failures);
+            let pause = policy.pause(failures);
             assert!(pause <= Duration::from_millis(most), "{failures}: {pause:?}");
             seen.insert(pause);
         }
         assert!(seen.len() > 30, "{seen:?}");
+    }
+
+    #[test]
+    fn pause_of_reads_that_failed_together_differs() {
+        let policy = RetryPolicy::default();
+        let pauses: std::collections::BTreeSet<Duration> = (0..64).map(|_| policy.pause(5)).collect();
+        // Of 3201 milliseconds; two of 64 draws may well be equal, half of them may not.
+        assert!(pauses.len() > 32, "{pauses:?}");
     }
 
     #[test]

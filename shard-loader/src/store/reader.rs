@@ -6,7 +6,7 @@ use super::{ObjectFacts, facts_of};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use object_store::path::Path as Key;
-use object_store::{Error, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore};
+use object_store::{Error, GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStore};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -144,6 +144,38 @@ impl Reader<'_> {
         }
     }
 
+    /// Every object under `prefix`, as the store lists them: page after page, each with a stall's time of its own.
+    ///
+    /// A failure goes on behind the last key, and with a new budget, as long as pages bring new keys. Where keys did not come
+    /// in order nobody can say what is behind the last one, and the list begins anew.
+    pub(super) async fn list(&self, prefix: &Key) -> Result<Vec<ObjectMeta>, ReadError> {
+        let mut listed: Vec<ObjectMeta> = Vec::new();
+        let (mut tries, mut most) = (Tries::new(), 0);
+        loop {
+            ReadCounters::one(&self.counters.requests);
+            let mut pages = match listed.last() {
+                Some(last) => self.objects.list_with_offset(Some(prefix), &last.location),
+                None => self.objects.list(Some(prefix)),
+            };
+            let (verdict, why) = loop {
+                match timeout(self.stall(), pages.next()).await {
+                    Ok(Some(Ok(meta))) => listed.push(meta),
+                    Ok(Some(Err(error))) => break (self.verdict(&error), error.to_string()),
+                    Ok(None) => return Ok(listed),
+                    Err(_) => break self.stalled("no page of the list"),
+                }
+            };
+            if listed.len() > most {
+                most = listed.len();
+                tries = Tries::new();
+            }
+            if !listed.is_sorted_by(|a, b| a.location < b.location) {
+                listed.clear();
+            }
+            self.again_or_give_up(prefix, verdict, why, &mut tries).await?;
+        }
+    }
+
     /// A file that cannot be read now cannot be read in a second either.
     fn verdict(&self, error: &Error) -> Verdict {
         match verdict(error) {
@@ -188,12 +220,12 @@ impl Reader<'_> {
         }
         ReadCounters::one(&self.counters.retries);
         tracing::debug!(%key, failures = tries.in_a_row, %why, "reading again");
-        sleep(self.policy.pause(key.as_ref(), tries.in_a_row)).await;
+        sleep(self.policy.pause(tries.in_a_row)).await;
         Ok(())
     }
 
     /// An object that shrank below the range fails before its size can be compared; says which of the two it is.
-    async fn same_still(&self, key: &Key, pinned: Pinned<'_>) -> Result<(), ReadError> {
+    pub(super) async fn same_still(&self, key: &Key, pinned: Pinned<'_>) -> Result<(), ReadError> {
         let now = self.facts(key).await?;
         changed(&now, pinned).map_or(Ok(()), |change| Err(ReadError::Changed(change)))
     }
@@ -264,7 +296,8 @@ impl Reader<'_> {
             ReadCounters::one(&self.counters.requests);
             let options = GetOptions {
                 range: Some(GetRange::Bounded(range.clone())),
-                if_match: pinned.etag.map(str::to_owned),
+                // A weak etag never matches there (RFC 9110, 13.1.1); the answer's own is compared instead.
+                if_match: pinned.etag.filter(|etag| !is_weak(etag)).map(str::to_owned),
                 ..GetOptions::default()
             };
             async move {
@@ -339,7 +372,21 @@ fn changed(now: &ObjectFacts, pinned: Pinned<'_>) -> Option<String> {
         return Some(format!("{} bytes then, {} now", pinned.bytes, now.bytes));
     }
     match (pinned.etag, now.etag.as_deref()) {
-        (Some(then), Some(now)) if then != now => Some(format!("etag {then} then, {now} now")),
+        (Some(then), Some(now)) if !same_version(then, now) => Some(format!("etag {then} then, {now} now")),
         _ => None,
     }
+}
+
+fn is_weak(etag: &str) -> bool {
+    etag.starts_with("W/")
+}
+
+/// Whether an etag still names the version that was pinned. Web servers drop and add the mark of a weak one as they please; only
+/// who pinned a strong one has to get it.
+fn same_version(then: &str, now: &str) -> bool {
+    then == now || is_weak(then) && bare(then) == bare(now)
+}
+
+fn bare(etag: &str) -> &str {
+    etag.strip_prefix("W/").unwrap_or(etag)
 }

@@ -59,6 +59,18 @@ impl World {
         reader.read(&Key::from(KEY), range, pinned).await
     }
 
+    /// The keys under `set`, as a reader of `store` lists them.
+    async fn listed(&self, store: &FaultyStore) -> Result<Vec<String>, ReadError> {
+        let reader = Reader {
+            objects: store,
+            policy: &self.policy,
+            latency: Some(&self.latency),
+            counters: &self.counters,
+        };
+        let listed = reader.list(&Key::from("set")).await?;
+        Ok(listed.into_iter().map(|meta| meta.location.to_string()).collect())
+    }
+
     async fn reads_well(&self) {
         let bytes = self.read(1000..SIZE as u64).await.expect("gets through");
         assert!(bytes == self.content[1000..], "the bytes of the object, once each");
@@ -136,6 +148,29 @@ async fn read_of_a_dead_store_ends_within_its_budget_and_says_why() {
     );
     assert_eq!(w.faults.count(Op::Get), 8);
     assert!(began.elapsed() < Duration::from_secs(60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn read_whose_budget_is_spent_is_not_tried_again() {
+    let mut w = world().await;
+    w.policy = RetryPolicy {
+        failures_max: 1000,
+        budget_ms: 30_000,
+        ..w.policy
+    };
+    w.faults.add(Rule::new(Op::Get, Fault::Status(503)).forever());
+    let began = Instant::now();
+    let error = w.read(0..10).await.expect_err("dead");
+    assert!(
+        matches!(&error, ReadError::Unreadable(why) if why.contains("given up")),
+        "{error:?}"
+    );
+    // It ends with the first failure behind the budget, at most one pause later.
+    let took = began.elapsed();
+    assert!(
+        (Duration::from_secs(30)..=Duration::from_secs(40)).contains(&took),
+        "{took:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -219,4 +254,58 @@ async fn read_answered_by_a_portal_is_tried_again() {
     w.fail(Fault::WrongContent("<html>log in</html>".into()));
     w.reads_well().await;
     assert_eq!(w.faults.count(Op::Get), 2);
+}
+
+/// Pages of ten keys each.
+async fn keys(w: &World, pages: usize) -> (FaultyStore, Vec<String>) {
+    let inner = InMemory::new();
+    let keys: Vec<String> = (0..pages * 10).map(|i| format!("set/{i:04}.tar")).collect();
+    for key in &keys {
+        inner.put(&Key::from(key.as_str()), "x".into()).await.expect("written");
+    }
+    (FaultyStore::with_pages(Arc::new(inner), w.faults.clone(), 10), keys)
+}
+
+// 39: what takes long because it is long is no stall, and what came is not asked for again.
+#[tokio::test(start_paused = true)]
+async fn list_of_many_slow_pages_goes_on_behind_what_came() {
+    let w = world().await;
+    let (store, keys) = keys(&w, 40).await;
+    w.faults.add(Rule::new(Op::List, Fault::Status(503)).after(20).times(2));
+    w.faults.add(Rule::new(Op::List, Fault::Hang).after(10));
+    let (piece_bytes, gap_ms) = (1, 10_000);
+    w.faults
+        .add(Rule::new(Op::List, Fault::Slow { piece_bytes, gap_ms }).forever());
+    let began = Instant::now();
+    assert!(
+        w.listed(&store).await.expect("listed") == keys,
+        "each key once, in order"
+    );
+    assert_eq!(w.faults.count(Op::List), 43, "forty pages and three failures");
+    // Longer than a stall, and than the budget of a read.
+    assert!(began.elapsed() > Duration::from_secs(400), "{:?}", began.elapsed());
+    assert_eq!(w.counters.stalls.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn list_whose_keys_come_out_of_order_begins_anew_after_a_failure() {
+    let w = world().await;
+    let (store, keys) = keys(&w, 5).await;
+    w.faults.add(Rule::new(Op::List, Fault::ListedReversed).after(1));
+    w.faults.add(Rule::new(Op::List, Fault::Status(503)).after(1));
+    let listed = w.listed(&store).await.expect("listed");
+    assert!(listed == keys, "{listed:?}");
+    assert_eq!(w.faults.count(Op::List), 3 + 5, "two pages, a failure, all pages");
+}
+
+#[tokio::test(start_paused = true)]
+async fn list_that_stays_dead_ends_and_says_why() {
+    let w = world().await;
+    let (store, _) = keys(&w, 5).await;
+    w.faults.add(Rule::new(Op::List, Fault::Status(503)).after(2).forever());
+    let error = w.listed(&store).await.expect_err("dead");
+    assert!(
+        matches!(&error, ReadError::Unreadable(why) if why.contains("503") && why.contains("8 failures")),
+        "{error:?}"
+    );
 }

@@ -17,3 +17,5 @@ mod photographs;
 mod stores;
 mod support;
 mod tokenizers;
+mod transit;
+mod unread;

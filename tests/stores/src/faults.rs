@@ -37,7 +37,8 @@ pub enum Fault {
     StallAfter(u64),
     /// No answer at all until [`Faults::release`].
     Hang,
-    /// The body comes in pieces of `piece_bytes`, one every `gap_ms` of tokio's clock.
+    /// The body comes in pieces of `piece_bytes`, one every `gap_ms` of tokio's clock; the page of a list of
+    /// [`crate::FaultyStore`] as long after its request.
     Slow {
         /// Bytes of a piece.
         piece_bytes: usize,

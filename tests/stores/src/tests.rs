@@ -14,7 +14,7 @@ use std::sync::Arc;
 async fn all(test: impl AsyncFn(Arc<dyn ObjectStore>, Faults)) {
     let faults = Faults::default();
     test(
-        Arc::new(FaultyStore::new(Arc::new(InMemory::new()), faults.clone())),
+        Arc::new(FaultyStore::with_pages(Arc::new(InMemory::new()), faults.clone(), 2)),
         faults,
     )
     .await;
@@ -101,6 +101,42 @@ async fn keys(store: &dyn ObjectStore) -> Vec<String> {
     use futures_util::TryStreamExt;
     let listed: Vec<_> = store.list(Some(&"d".into())).try_collect().await.expect("listed");
     listed.into_iter().map(|m| m.location.to_string()).collect()
+}
+
+#[tokio::test]
+async fn list_behind_a_key_comes_in_pages_that_fail_one_by_one() {
+    use futures_util::TryStreamExt;
+    all(async |store, faults| {
+        for i in 0..7 {
+            store.put(&format!("d/{i}").into(), "x".into()).await.expect("written");
+        }
+        faults.add(Rule::new(Op::List, Fault::Status(503)).after(2));
+        let (prefix, behind) = (Path::from("d"), Path::from("d/1"));
+        let mut listed = store.list_with_offset(Some(&prefix), &behind);
+        let mut keys = Vec::new();
+        while let Ok(Some(meta)) = listed.try_next().await {
+            keys.push(meta.location.to_string());
+        }
+        assert_eq!(keys, ["d/2", "d/3", "d/4", "d/5"], "two pages, and the third fails");
+        assert_eq!(faults.count(Op::List), 3);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn etag_that_is_weak_matches_no_condition() {
+    let double = S3Double::start(Faults::default()).expect("a port");
+    double.insert("bucket", "k", "x");
+    double.weaken("bucket", "k");
+    let client = double.client("bucket").expect("a client");
+    let etag = client.head(&"k".into()).await.expect("there").e_tag;
+    assert!(etag.as_ref().is_some_and(|etag| etag.starts_with("W/")), "{etag:?}");
+    let pinned = GetOptions {
+        if_match: etag,
+        ..GetOptions::default()
+    };
+    let refused = client.get_opts(&"k".into(), pinned).await;
+    assert!(matches!(refused, Err(Error::Precondition { .. })), "{refused:?}");
 }
 
 #[tokio::test]

@@ -10,22 +10,75 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Any store, with faults laid over it.
 #[derive(Clone, Debug)]
 pub struct FaultyStore {
     inner: Arc<dyn ObjectStore>,
     faults: Faults,
+    page_keys: usize,
 }
 
 impl FaultyStore {
-    /// `inner` under `faults`.
+    /// `inner` under `faults`. A list is one page, whatever its length.
     #[must_use]
     pub fn new(inner: Arc<dyn ObjectStore>, faults: Faults) -> Self {
-        Self { inner, faults }
+        Self::with_pages(inner, faults, usize::MAX)
+    }
+
+    /// The same, with at most `page_keys` keys in a page of a list, each of which is a request of its own.
+    #[must_use]
+    pub fn with_pages(inner: Arc<dyn ObjectStore>, faults: Faults, page_keys: usize) -> Self {
+        Self {
+            inner,
+            faults,
+            page_keys: page_keys.max(1),
+        }
+    }
+
+    /// `whole`, the inner store's list, by pages.
+    fn paged(
+        &self,
+        prefix: Option<&Path>,
+        whole: BoxStream<'static, Result<ObjectMeta>>,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        let (store, at) = (self.clone(), prefix.cloned().unwrap_or_default());
+        stream::try_unfold(Listing::Begins(whole), move |listing| {
+            let (store, at) = (store.clone(), at.clone());
+            async move { store.page(&at, listing).await }
+        })
+        .map_ok(|page| stream::iter(page.into_iter().map(Ok)))
+        .try_flatten()
+        .boxed()
+    }
+
+    /// The next page of a list and what is left of it; none behind the last.
+    async fn page(&self, at: &Path, listing: Listing) -> Result<Option<(Vec<ObjectMeta>, Listing)>> {
+        if matches!(&listing, Listing::Rest(pages) if pages.is_empty()) {
+            return Ok(None);
+        }
+        let met = self.faults.meet(Op::List, at.as_ref(), None);
+        self.before(&met, at).await?;
+        let mut pages = match listing {
+            Listing::Rest(pages) => pages,
+            Listing::Begins(whole) => {
+                let keys: Vec<ObjectMeta> = whole.try_collect().await?;
+                keys.chunks(self.page_keys).map(<[ObjectMeta]>::to_vec).collect()
+            }
+        };
+        let mut page = after(&met, pages.pop_front().unwrap_or_default())?;
+        match met.fault {
+            Some(Fault::Slow { gap_ms, .. }) => tokio::time::sleep(Duration::from_millis(gap_ms)).await,
+            Some(Fault::ListedReversed) => page.reverse(),
+            Some(Fault::ListedTwice) => page.extend(page.clone().into_iter().rev()),
+            _ => {}
+        }
+        Ok(Some((page, Listing::Rest(pages))))
     }
 
     /// What happens before the request reaches the store.
@@ -43,6 +96,14 @@ impl FaultyStore {
             _ => Ok(()),
         }
     }
+}
+
+/// A list on its way.
+enum Listing {
+    /// Nothing was asked yet; the inner store's list is read behind what goes wrong with the first page.
+    Begins(BoxStream<'static, Result<ObjectMeta>>),
+    /// The pages that are still to come.
+    Rest(VecDeque<Vec<ObjectMeta>>),
 }
 
 /// What happens to the reply of a request that was carried out.
@@ -167,23 +228,11 @@ impl ObjectStore for FaultyStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let name = prefix.map(ToString::to_string).unwrap_or_default();
-        let met = self.faults.meet(Op::List, &name, None);
-        let inner = self.inner.list(prefix);
-        let (store, at) = (self.clone(), prefix.cloned().unwrap_or_default());
-        stream::once(async move {
-            store.before(&met, &at).await?;
-            let listed: Vec<ObjectMeta> = inner.try_collect().await?;
-            let mut listed = after(&met, listed)?;
-            match met.fault {
-                Some(Fault::ListedReversed) => listed.reverse(),
-                Some(Fault::ListedTwice) => listed.extend(listed.clone().into_iter().rev()),
-                _ => {}
-            }
-            Ok::<_, Error>(stream::iter(listed.into_iter().map(Ok)))
-        })
-        .try_flatten()
-        .boxed()
+        self.paged(prefix, self.inner.list(prefix))
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.paged(prefix, self.inner.list_with_offset(prefix, offset))
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
