@@ -19,15 +19,20 @@ use bytes::Bytes;
 use nix::sys::statvfs::statvfs;
 use pack::{Pack, Row};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// Shards whose list of rows is held in memory; a lane reads one or two at a time.
 const OPEN_MAX: usize = 256;
+/// How often the ledger is asked for while another process has it, and the time in between; together longer than a row takes
+/// to be written, and far shorter than a batch takes to be trained.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_micros(100);
 
 /// A shard's name in the cache, a hash of everything that its rows depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +63,8 @@ pub struct CacheStats {
     pub broken: u64,
     /// Rows that were not taken in for want of room.
     pub refused: u64,
+    /// Rows that were not taken in because another process was writing.
+    pub busy: u64,
 }
 
 /// A row that was kept.
@@ -85,6 +92,9 @@ struct Shared {
     state: Mutex<State>,
     /// No more is taken in: there is no room, or the disk fails.
     closed: AtomicBool,
+    /// Whoever has the ledger has had it for longer than a row takes, and may be stopped; nobody waits for it again before it
+    /// gave it back.
+    held_up: AtomicBool,
     counters: Counters,
 }
 
@@ -95,6 +105,16 @@ struct Counters {
     kept: AtomicU64,
     broken: AtomicU64,
     refused: AtomicU64,
+    busy: AtomicU64,
+}
+
+/// What became of a row that was to be kept.
+enum Put {
+    Kept,
+    /// It was there.
+    Known,
+    /// Another process was writing.
+    Busy,
 }
 
 #[derive(Debug, Default)]
@@ -133,6 +153,7 @@ impl DiskCache {
                 ledger,
                 state: Mutex::default(),
                 closed: AtomicBool::new(false),
+                held_up: AtomicBool::new(false),
                 counters: Counters::default(),
             }),
         })
@@ -192,8 +213,9 @@ impl DiskCache {
             return;
         }
         match self.try_put(key, start, bytes, confirmed) {
-            Ok(true) => one(&shared.counters.kept, 1),
-            Ok(false) => {}
+            Ok(Put::Kept) => one(&shared.counters.kept, 1),
+            Ok(Put::Known) => {}
+            Ok(Put::Busy) => one(&shared.counters.busy, 1),
             Err(error) => {
                 one(&shared.counters.refused, 1);
                 shared.closed.store(true, Ordering::Relaxed);
@@ -202,17 +224,19 @@ impl DiskCache {
         }
     }
 
-    fn try_put(&self, key: ShardKey, start: u64, bytes: &[u8], confirmed: bool) -> std::io::Result<bool> {
+    fn try_put(&self, key: ShardKey, start: u64, bytes: &[u8], confirmed: bool) -> std::io::Result<Put> {
         let shared = &self.shared;
         let mut state = self.lock();
-        let _writing = Writing::begin(&shared.ledger)?;
+        let Some(_writing) = Writing::begin(&shared.ledger, &shared.held_up)? else {
+            return Ok(Put::Busy);
+        };
         // Another process may have kept it meanwhile.
         let there = state
             .pack(&shared.folder, key, false)
             .and_then(|pack| pack.row(start))
             .filter(|row| row.length as usize == bytes.len() && row.hash == xxh3_64(bytes));
         if there.is_some_and(|row| row.confirmed >= confirmed) {
-            return Ok(false);
+            return Ok(Put::Known);
         }
         let needed = pack::RECORD_BYTES + if there.is_some() { 0 } else { bytes.len() as u64 };
         let taken = self.make_room(&mut state, needed)?;
@@ -224,7 +248,7 @@ impl DiskCache {
             Some(row) => pack.note(start, Row { confirmed, ..row })?,
             None => pack.append(start, bytes, confirmed)?,
         }
-        Ok(true)
+        Ok(Put::Kept)
     }
 
     /// Makes room for `needed` bytes; gives the bytes that are taken then. Called by who holds the ledger.
@@ -287,6 +311,7 @@ impl DiskCache {
             kept: read(&c.kept),
             broken: read(&c.broken),
             refused: read(&c.refused),
+            busy: read(&c.busy),
         }
     }
 }
@@ -314,9 +339,22 @@ impl State {
 struct Writing<'a>(&'a File);
 
 impl<'a> Writing<'a> {
-    fn begin(ledger: &'a File) -> std::io::Result<Self> {
-        ledger.lock()?;
-        Ok(Self(ledger))
+    /// None when another process has it for too long: a row more or less is worth no wait, and whoever waits here holds up
+    /// the whole loader.
+    fn begin(ledger: &'a File, held_up: &AtomicBool) -> std::io::Result<Option<Self>> {
+        let tries = if held_up.load(Ordering::Relaxed) { 1 } else { LOCK_TRIES };
+        for left in (0..tries).rev() {
+            match ledger.try_lock() {
+                Ok(()) => {
+                    held_up.store(false, Ordering::Relaxed);
+                    return Ok(Some(Self(ledger)));
+                }
+                Err(TryLockError::WouldBlock) if left > 0 => std::thread::sleep(LOCK_PAUSE),
+                Err(TryLockError::WouldBlock) => held_up.store(true, Ordering::Relaxed),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 }
 

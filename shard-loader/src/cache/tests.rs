@@ -174,6 +174,25 @@ fn disk_without_free_space_takes_nothing_in_and_fails_nothing() {
 }
 
 #[test]
+fn neighbour_that_stops_while_it_writes_holds_nobody_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cache = cache(folder.path(), 1 << 20);
+    cache.put(key(1), 0, &row(1), false);
+    // As a process that was stopped behind its lock: a handle of its own has it.
+    let neighbour = File::options()
+        .write(true)
+        .open(folder.path().join("ledger"))
+        .expect("there");
+    neighbour.lock().expect("locked");
+    cache.put(key(1), 512, &row(2), false);
+    assert_eq!((got(&cache, 1, 0), got(&cache, 1, 512)), (Some(row(1)), None));
+    assert_eq!((cache.stats().busy, cache.stats().refused), (1, 0));
+    neighbour.unlock().expect("unlocked");
+    cache.put(key(1), 512, &row(2), false);
+    assert_eq!(got(&cache, 1, 512), Some(row(2)), "it goes on when the other one does");
+}
+
+#[test]
 fn folder_that_cannot_be_made_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("file");

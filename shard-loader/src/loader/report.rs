@@ -122,6 +122,7 @@ impl StageReport {
             "cache_kept": self.cache.kept,
             "cache_broken": self.cache.broken,
             "cache_refused": self.cache.refused,
+            "cache_busy": self.cache.busy,
             "rows_beyond": s.rows_beyond,
             "verdict": self.verdict(),
         })
