@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// Most shards one pattern may stand for; more is a slip of the hand.
 const SHARDS_MAX: usize = 10_000_000;
+/// Most pairs of braces in one pattern.
+const BRACES_MAX: usize = 64;
 
 /// A shard that was named.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +44,7 @@ impl NamedShard {
 /// large.
 pub fn shards(text: &str, base: &Path, store: &Store) -> Result<Vec<NamedShard>, DataError> {
     let mut found = Vec::new();
-    for part in text.split("::") {
+    for part in parts(text) {
         let part = part.trim();
         if part.is_empty() {
             return Err(DataError::Pattern {
@@ -67,6 +69,27 @@ pub fn shards(text: &str, base: &Path, store: &Store) -> Result<Vec<NamedShard>,
         }
     }
     Ok(found)
+}
+
+/// The parts of `text` that `::` joins. Those of an IPv6 address in brackets (`http://[::1]:8080/0.tar`) join nothing.
+#[must_use]
+pub fn parts(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let (mut begin, mut at) = (0, 0);
+    while let Some(next) = text[at..].find("::").map(|n| at + n) {
+        let host = text[begin..next].rfind("://[").map(|n| begin + n);
+        let closes = host.and_then(|host| text[host..].find(']').map(|n| host + n));
+        match closes.filter(|closes| *closes > next) {
+            Some(closes) => at = closes,
+            None => {
+                found.push(&text[begin..next]);
+                begin = next + 2;
+                at = begin;
+            }
+        }
+    }
+    found.push(&text[begin..]);
+    found
 }
 
 /// The shards of an address: all under it, its expansion, or itself.
@@ -192,6 +215,11 @@ fn utf8(path: &Path) -> Result<String, DataError> {
 /// # Errors
 /// A sentence saying what is wrong.
 pub fn braces(pattern: &str) -> Result<Vec<String>, String> {
+    // Each pair is one deeper call.
+    let pairs = pattern.bytes().filter(|b| *b == b'{').count();
+    if pairs > BRACES_MAX {
+        return Err(format!("has {pairs} pairs of braces, at most {BRACES_MAX} are taken"));
+    }
     let Some(open) = pattern.find('{') else {
         return Ok(vec![pattern.to_owned()]);
     };
@@ -357,6 +385,35 @@ mod tests {
         assert_eq!(expand("{2..0}"), ["2", "1", "0"]);
         assert_eq!(expand("{a,b}/{0..1}"), ["a/0", "a/1", "b/0", "b/1"]);
         assert_eq!(expand("{x{1..2},y}"), ["x1", "x2", "y"]);
+    }
+
+    #[test]
+    fn braces_of_any_number_end_in_a_sentence() {
+        for text in ["{1..1}".repeat(100_000), "{a,".repeat(100_000) + &"}".repeat(100_000)] {
+            let why = braces(&text).expect_err("too many");
+            assert!(why.contains("100000 pairs"), "{why}");
+        }
+        assert_eq!(
+            braces(&"{1..1}".repeat(BRACES_MAX)).expect("taken"),
+            ["1".repeat(BRACES_MAX)]
+        );
+    }
+
+    #[test]
+    fn parts_are_split_outside_of_addresses_in_brackets_only() {
+        let split = |text| parts(text);
+        assert_eq!(split("a::b::c"), ["a", "b", "c"]);
+        assert_eq!(split("http://[::1]:80/{0..1}.tar"), ["http://[::1]:80/{0..1}.tar"]);
+        assert_eq!(
+            split("x::http://[fe80::1::2]/0.tar::https://[::]/1.tar::y"),
+            ["x", "http://[fe80::1::2]/0.tar", "https://[::]/1.tar", "y"]
+        );
+        // A name may have a bracket, and an address may lack one.
+        assert_eq!(split("a[b::c]"), ["a[b", "c]"]);
+        assert_eq!(split("http://[a::b"), ["http://[a", "b"]);
+        assert_eq!(split("::"), ["", ""]);
+        let shards = named("http://[::1]:9/{0..1}.tar", Path::new("/")).expect("addresses");
+        assert_eq!(shards, ["http://[::1]:9/0.tar", "http://[::1]:9/1.tar"]);
     }
 
     #[test]

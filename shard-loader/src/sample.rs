@@ -7,6 +7,10 @@ use argosy_common::rng::Draws;
 use serde_json::Value;
 use std::ops::Range;
 
+/// Most members of one sample; a shard could give millions the same base name. What follows is a sample of its own, which lacks a
+/// picture and is counted so.
+pub const MEMBERS_MAX: usize = 128;
+
 /// Which members of a sample are its picture and its caption, in order of preference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
@@ -96,9 +100,23 @@ pub fn captions_of(entry: usize, source: &TextSource, bytes: &[u8]) -> Vec<Capti
     }
 }
 
+/// Whether a caption is as long as the filter asks for, in characters without the spaces round it.
+#[must_use]
+pub fn is_of_length(text: &str, [low, high]: [u32; 2]) -> bool {
+    (low as usize..=high as usize).contains(&text.trim().chars().count())
+}
+
 /// The caption that is trained; `None` without any. `draws` are those of the row (rule L1: a pure function of its place).
+///
+/// Where the filter asks for captions of some length, those of another are as good as not there: the index keeps a row that has
+/// one that fits, and this one is trained.
 #[must_use]
 pub fn choose<'a>(captions: &'a [Caption], data: &DataConfig, draws: &mut Draws) -> Option<&'a str> {
+    let fits = |caption: &&Caption| {
+        let wanted = data.filter.caption_chars;
+        wanted.is_none_or(|wanted| is_of_length(&caption.text, wanted))
+    };
+    let captions: Vec<&Caption> = captions.iter().filter(fits).collect();
     let first = captions.first()?.entry;
     let entry = match data.caption_draw {
         CaptionDraw::First => first,
@@ -120,7 +138,7 @@ pub fn choose<'a>(captions: &'a [Caption], data: &DataConfig, draws: &mut Draws)
             chosen
         }
     };
-    let own: Vec<&Caption> = captions.iter().filter(|c| c.entry == entry).collect();
+    let own: Vec<&Caption> = captions.into_iter().filter(|c| c.entry == entry).collect();
     let i = if own.len() > 1 {
         draws.below(own.len() as u64) as usize
     } else {
@@ -191,7 +209,7 @@ impl Grouper {
     /// Takes the next member of the archive; gives the sample that it completes.
     ///
     /// Members without a base name or suffix, and WebDataset's `__meta__` members, belong to no sample. A suffix that the
-    /// sample has already begins a new one: LAION's shards hold such neighbours.
+    /// sample has already begins a new one: LAION's shards hold such neighbours. So does a member too many.
     pub fn push(&mut self, member: &Member) -> Option<Group> {
         if is_meta(&member.name) {
             return None;
@@ -201,7 +219,7 @@ impl Grouper {
         let same = self
             .open
             .as_ref()
-            .is_some_and(|g| g.key == key && g.get(&suffix).is_none());
+            .is_some_and(|g| g.key == key && g.members.len() < MEMBERS_MAX && g.get(&suffix).is_none());
         let done = if same { None } else { self.open.take() };
         let group = self.open.get_or_insert_with(|| Group {
             key: key.to_owned(),
@@ -266,6 +284,14 @@ mod tests {
     #[test]
     fn suffix_repeated_begins_a_new_sample() {
         assert_eq!(groups(&["1.jpg", "1.txt", "1.jpg", "1.txt"]).len(), 2);
+    }
+
+    #[test]
+    fn sample_of_too_many_members_ends_and_another_begins() {
+        let names: Vec<String> = (0..300).map(|i| format!("1.{i}")).collect();
+        let groups = groups(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let members: Vec<usize> = groups.iter().map(|(_, members)| members.len()).collect();
+        assert_eq!(members, [MEMBERS_MAX, MEMBERS_MAX, 300 - 2 * MEMBERS_MAX]);
     }
 
     #[test]
@@ -339,6 +365,18 @@ mod tests {
             many.len() == 3 && many.values().all(|n| (1200..1470).contains(n)),
             "{many:?}"
         );
+    }
+
+    #[test]
+    fn caption_of_another_length_than_the_filter_asks_for_is_never_drawn() {
+        let many = r#"{"many": ["a", "three", "seven", "much too long"]}"#;
+        let filter = "[data.filter]\ncaption_chars = [2, 7]";
+        let seen = drawn("txt;json:many", filter, "much longer than that", many);
+        assert_eq!(seen.keys().collect::<Vec<_>>(), ["seven", "three"]);
+        let weighted = format!("caption_draw = \"weighted\"\ncaption_weights = [9, 1]\n{filter}");
+        let seen = drawn("txt;json:many", &weighted, "much longer than that", many);
+        assert_eq!(seen.keys().collect::<Vec<_>>(), ["seven", "three"]);
+        assert_eq!(drawn("txt", filter, "x", "{}"), [("-".to_owned(), 4000)].into());
     }
 
     #[test]

@@ -73,7 +73,8 @@ pub struct FilterConfig {
     pub ids: Option<String>,
     /// Field of the sample's JSON that holds its id; its key in the shard by default.
     pub id_field: Option<String>,
-    /// Fewest and most characters of the caption.
+    /// Fewest and most characters of a caption. Rows without one that fits are left out; of the others only those that fit
+    /// are trained.
     pub caption_chars: Option<[u32; 2]>,
     /// Conditions on fields of the sample's JSON, as in `similarity >= 0.3`.
     pub conditions: Vec<String>,

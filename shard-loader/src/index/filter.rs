@@ -119,11 +119,11 @@ impl Filter {
                 _ => false,
             },
         };
-        let long_enough = |[low, high]: [u32; 2]| {
-            captions.iter().any(|caption| {
-                let chars = caption.text.trim().chars().count();
-                (low as usize..=high as usize).contains(&chars)
-            })
+        // A run draws among those that fit ([`sample::choose`]).
+        let long_enough = |wanted| {
+            captions
+                .iter()
+                .any(|caption| sample::is_of_length(&caption.text, wanted))
         };
         self.ids.as_deref().is_none_or(listed)
             && self.caption_chars.is_none_or(long_enough)

@@ -8,6 +8,7 @@ use crate::fail::{Failure, Outcome};
 use crate::{out, worker};
 use argosy_common::config::Job;
 use argosy_common::exit::Exit;
+use argosy_shard_loader::expand;
 use choose::{Choice, Speed};
 use std::io::Write;
 use std::path::Path;
@@ -89,8 +90,8 @@ fn absolute(shards: &str) -> Outcome<String> {
         let path = std::path::absolute(Path::new(part)).map_err(|e| Failure::io("find", Path::new(part), &e))?;
         Ok(path.to_string_lossy().into_owned())
     };
-    Ok(shards
-        .split("::")
+    Ok(expand::parts(shards)
+        .into_iter()
         .map(|p| one(p.trim()))
         .collect::<Outcome<Vec<_>>>()?
         .join("::"))

@@ -17,8 +17,8 @@ use crate::worker;
 use argosy_common::config::Job;
 use argosy_common::exit::Exit;
 use argosy_common::shape::RunShape;
-use argosy_shard_loader::Index;
 use argosy_shard_loader::objects::{self, Objects};
+use argosy_shard_loader::{Index, expand};
 use folder::{Model, RunFile};
 use progress::Summary;
 use std::path::{Path, PathBuf};
@@ -181,7 +181,7 @@ fn absolute(loaded: &LoadedJob) -> Job {
         *path = whole(path);
     }
     for source in &mut job.data.sources {
-        let parts: Vec<String> = source.shards.split("::").map(whole).collect();
+        let parts: Vec<String> = expand::parts(&source.shards).into_iter().map(whole).collect();
         source.shards = parts.join("::");
     }
     for set in &mut job.evaluation.sets {
