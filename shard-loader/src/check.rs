@@ -1,5 +1,5 @@
 //! What is wrong with a data set, before a run trains on it: every sample is read and decoded once, every one that a run
-//! would leave out or mask is named with its reason.
+//! would leave out or mask is named with its reason, and so is what stands there twice.
 
 use crate::decode::{Rgb, decode};
 use crate::error::DataError;
@@ -96,7 +96,8 @@ pub fn check(
     let mut seen = BTreeSet::new();
     for shard in named.iter().filter(|s| !seen.insert(&s.location)) {
         let mut found = Found::new(shard, config);
-        found.problem("", "repeated_shard", "it is named more than once".into());
+        let detail = "it is named more than once; a run would train its rows that often a pass";
+        found.problem("", "repeated_shard", detail.into());
         found.report.shards = 0;
         report.add(found.report, config.listed_max);
     }
@@ -104,7 +105,20 @@ pub fn check(
     Ok(report)
 }
 
+/// Problems for which nothing is left out: what they name is trained, once for each time it is there.
+const TRAINED: [&str; 2] = ["repeated_key", "repeated_shard"];
+
 impl CheckReport {
+    /// Problems for which a run would leave something out or mask it; the others are only odd.
+    #[must_use]
+    pub fn untrained(&self) -> u64 {
+        let untrained = self
+            .reasons
+            .iter()
+            .filter(|(reason, _)| !TRAINED.contains(&reason.as_str()));
+        untrained.map(|(_, times)| times).sum()
+    }
+
     fn add(&mut self, other: Self, listed_max: usize) {
         self.shards += other.shards;
         self.samples += other.samples;

@@ -31,17 +31,21 @@ pub(crate) fn check(args: &DataCheckArgs) -> Outcome<Exit> {
     drop(progress);
     let report = checked?;
     show(&report, args.output.output)?;
-    out::hint(&if report.reasons.is_empty() {
-        format!("next: argosy init {}", args.shards.join("::"))
-    } else {
-        "next: mend or remove what is listed; a run would mask those rows and count them".to_owned()
-    });
+    let untrained = report.untrained();
+    let oddities = report.reasons.values().sum::<u64>() - untrained;
+    if oddities > 0 {
+        out::say(&format!(
+            "{} of these would be trained all the same, once for each time they are there (repeated_key, repeated_shard)",
+            out::count(oddities)
+        ));
+    }
+    if untrained == 0 {
+        out::hint(&format!("next: argosy init {}", args.shards.join("::")));
+        return Ok(Exit::Ok);
+    }
+    out::hint("next: mend or remove what is listed; a run would leave it out or mask it, and count it");
     // Data that a run would mask is the run's to count; whoever asks here wants to know it by the exit code.
-    Ok(if report.reasons.is_empty() {
-        Exit::Ok
-    } else {
-        Exit::JobFailed
-    })
+    Ok(Exit::JobFailed)
 }
 
 fn show(report: &CheckReport, format: Format) -> Outcome<()> {
