@@ -1,7 +1,8 @@
 //! The fuzz targets on their committed corpus, and on seeded mutations of it.
 
-use crate::support::{goldens, good_members, index, tar};
-use argosy_shard_loader::fuzzing;
+use crate::support::goldens;
+use argosy_shard_loader::index::{Body, ShardRecord, SourceRecord};
+use argosy_shard_loader::{Index, fuzzing};
 use std::path::{Path, PathBuf};
 
 /// Mutations per target on push; the fuzzer itself (`shard-loader/fuzz`) goes on for as long as it is let.
@@ -89,22 +90,83 @@ fn fuzz_caption_corpus_and_mutations_keep_every_promise() {
 
 #[test]
 fn fuzz_index_corpus_and_mutations_keep_every_promise() {
-    let mut seeds = corpus("index");
-    // One of today's form too, lest the corpus grow old without notice.
-    let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join("a.tar"), tar(&good_members(0, 5))).expect("written");
-    let file = folder.path().join("index");
-    index(folder.path()).0.write(&file).expect("written");
-    let whole = std::fs::read(&file).expect("the index");
-    let payload = [&whole[TABLE_BYTES_AT], &whole[HEADER_BYTES..]].concat();
-    argosy_shard_loader::Index::sealed(&payload).expect("a good payload is taken");
-    seeds.push(payload);
-    run("index", &seeds, ROUNDS, fuzzing::index, |_| {});
+    run("index", &corpus("index"), ROUNDS, fuzzing::index, |_| {});
 }
 
 /// What stands before table and places in an index file, and where in it the table's length is.
 const HEADER_BYTES: usize = 64;
 const TABLE_BYTES_AT: std::ops::Range<usize> = 24..32;
+
+/// A shard of rows at `starts`, each of `length` bytes; `kept` are its samples.
+fn shard(name: &str, starts: &[u64], length: u32, kept: &[bool]) -> ShardRecord {
+    ShardRecord {
+        location: format!("s3://bucket/set/{name}.tar"),
+        bytes: starts.last().map_or(1024, |last| last + u64::from(length) + 1024),
+        etag: Some(format!("\"{name}\"")),
+        modified_ms: 1_700_000_000_000,
+        starts: starts.to_vec(),
+        lengths: vec![length; starts.len()],
+        kept: kept.to_vec(),
+        filtered: kept.iter().filter(|kept| !**kept).count() as u32,
+        ..ShardRecord::default()
+    }
+}
+
+/// Small indexes of every kind: rows without gaps and with, more than one known offset, a claim, damage, several sources.
+fn indexes() -> Vec<(&'static str, Body)> {
+    let source = |name: &str, shards: Vec<ShardRecord>| SourceRecord {
+        name: name.to_owned(),
+        shards,
+    };
+    let body = |filter: &str, sources: Vec<SourceRecord>| Body {
+        image_key: "jpg;png;jpeg;webp".into(),
+        text_key: "txt".into(),
+        filter: filter.to_owned(),
+        sources,
+    };
+    let plain = || shard("0", &[0, 2048, 4096], 2048, &[true; 3]);
+    let gaps = shard("1", &[1024, 4096], 1536, &[false, true, false, true]);
+    let claim = ShardRecord {
+        claimed: Some(7),
+        ..shard("2", &[], 0, &[])
+    };
+    let damage = ShardRecord {
+        damage: Some("at byte 6144: no tar header here".into()),
+        ..shard("3", &[0], 1536, &[true])
+    };
+    let many: Vec<u64> = (0..130).map(|row| row * 2048 + u64::from(row > 70) * 512).collect();
+    let many = shard("4", &many, 1536, &[true; 130]);
+    let filtered = body("similarity >= 0.3", vec![source("a", vec![gaps.clone()])]);
+    let sources = vec![
+        source("a", vec![plain(), gaps]),
+        source("b", vec![claim.clone(), damage]),
+    ];
+    vec![
+        ("plain", body("", vec![source("a", vec![plain()])])),
+        ("filtered", filtered),
+        ("claimed", body("", vec![source("a", vec![claim])])),
+        ("sources", body("", sources)),
+        ("anchors", body("", vec![source("a", vec![many])])),
+    ]
+}
+
+/// The seeds are real indexes, or mutations would only ever try how nonsense is refused. `ARGOSY_BLESS=1` writes them.
+#[test]
+fn fuzz_index_corpus_holds_what_is_written_today() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/index");
+    for (name, body) in indexes() {
+        let file = folder.path().join(name);
+        Index::from_body(&body).expect(name).write(&file).expect("written");
+        let whole = std::fs::read(&file).expect("the index");
+        let payload = [&whole[TABLE_BYTES_AT], &whole[HEADER_BYTES..]].concat();
+        if std::env::var_os("ARGOSY_BLESS").is_some() {
+            std::fs::write(corpus.join(name), &payload).expect("written");
+        }
+        assert!(std::fs::read(corpus.join(name)).expect("a seed") == payload, "{name}");
+        Index::sealed(&payload).expect("a good payload is taken");
+    }
+}
 
 #[test]
 fn fuzz_picture_corpus_and_mutations_keep_every_promise() {
