@@ -18,6 +18,7 @@ mod gpu_page;
 mod parity;
 mod paths;
 mod peers;
+mod photographs;
 mod progress;
 mod record;
 mod setup;

@@ -1,14 +1,12 @@
-//! The training loader on JPEG photographs, to the float32 that OpenCLIP's loader gives, one core each.
-//!
-//! The photographs are not part of the repository: `ARGOSY_PHOTOGRAPHS` names folders of them, joined by `:`, from which
-//! `tests/peers/photos.py` cuts the shards once, with a fixed seed.
+//! The training loader on JPEG photographs ([`crate::photographs`]), to the float32 that OpenCLIP's loader gives, one core each.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::{Bench, Better, Bound, Measure, Session};
+use crate::photographs;
 
 pub(crate) const SMALL: Bench = Bench {
     name: "loader-small",
@@ -27,10 +25,6 @@ pub(crate) const CORES: Bench = Bench {
     about: "What a second core brings the training loader",
     run: cores,
 };
-
-const NO_PHOTOGRAPHS: &str = "ARGOSY_PHOTOGRAPHS is not set: name folders of large photographs, joined by `:`. \
-     Debian has some: `apt-get download mate-backgrounds && dpkg -x mate-backgrounds_*.deb photographs`, \
-     then ARGOSY_PHOTOGRAPHS=$PWD/photographs";
 
 /// Seconds of one measurement; the first batches are outside the clock.
 const SECONDS: &str = "8";
@@ -143,24 +137,8 @@ fn example(session: &Session<'_>) -> Result<PathBuf> {
     session.build("argosy-shard-loader", ["--example", "throughput"])
 }
 
-/// The folder of shards of that kind, made on first use.
 fn shards(session: &Session<'_>, kind: &str) -> Result<PathBuf> {
-    let out = session.root().join("target/bench/photos").join(kind);
-    let done = out.join("done");
-    if done.is_file() {
-        return Ok(out.join("shards"));
-    }
-    let folders = std::env::var("ARGOSY_PHOTOGRAPHS").context(NO_PHOTOGRAPHS)?;
-    println!("cutting the {kind} pictures out of the photographs in {folders} (once)");
-    let status = session
-        .peer("photos.py")?
-        .arg(out.join("shards"))
-        .arg(kind)
-        .args(folders.split(':'))
-        .status()?;
-    ensure!(status.success(), "tests/peers/photos.py failed");
-    std::fs::write(&done, "")?;
-    Ok(out.join("shards"))
+    photographs::shards(session.root(), &session.peers_python()?, kind)
 }
 
 fn rate(session: &Session<'_>, command: &mut Command) -> Result<f64> {

@@ -1,10 +1,12 @@
 //! `cargo xtask test`: every check that a change must pass, one stage after the other.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+mod beside;
 mod listen;
 mod report;
 mod runner;
@@ -12,9 +14,10 @@ mod skips;
 
 use crate::cargo::{cargo, has_subcommand};
 use crate::paths::Paths;
+use beside::Environment;
 use runner::TestRun;
 
-pub(crate) const USAGE: &str = "[--long] [--strict]";
+pub(crate) const USAGE: &str = "[--long [--peers VENV]] [--strict]";
 
 /// What was asked for on the command line.
 #[derive(Debug, Clone, Copy)]
@@ -38,12 +41,11 @@ pub(crate) struct Stage {
 type End = Result<(bool, String)>;
 
 pub(crate) fn run(paths: &Paths, args: &[String]) -> Result<ExitCode> {
-    let switches = crate::parse_switches("test", &["--long", "--strict"], args)?;
-    let wish = Wish {
-        long: switches[0],
-        strict: switches[1],
+    let (wish, peers) = parse(args, std::env::var_os("PEERS_VENV").map(PathBuf::from))?;
+    let mut suite = Suite {
+        environment: beside::environment(&paths.root, peers.as_deref().filter(|_| wish.long))?,
+        ..Suite::default()
     };
-    let mut suite = Suite::default();
     suite.run_all(paths, wish);
     print!("\n{}", report::table(&suite.stages));
     if wish.long && suite.tests.is_some() {
@@ -58,8 +60,33 @@ pub(crate) fn run(paths: &Paths, args: &[String]) -> Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What was asked for, and the peers' environment.
+fn parse(args: &[String], mut peers: Option<PathBuf>) -> Result<(Wish, Option<PathBuf>)> {
+    let (mut switches, mut args, mut named) = (Vec::new(), args.iter(), false);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--peers" => {
+                peers = Some(args.next().context("`--peers` wants a folder")?.into());
+                named = true;
+            }
+            _ => switches.push(arg.clone()),
+        }
+    }
+    let switches = crate::parse_switches("test", &["--long", "--strict"], &switches)?;
+    let wish = Wish {
+        long: switches[0],
+        strict: switches[1],
+    };
+    if named && !wish.long {
+        bail!("`--peers` is for tests that only `--long` runs; give both");
+    }
+    Ok((wish, peers))
+}
+
 #[derive(Debug, Default)]
 struct Suite {
+    /// Set for the tests.
+    environment: Environment,
     stages: Vec<Stage>,
     tests: Option<TestRun>,
 }
@@ -68,6 +95,7 @@ impl Suite {
     /// Stops at the first stage that fails: what follows would only bury its message.
     fn run_all(&mut self, paths: &Paths, wish: Wish) {
         let mut tests = None;
+        let environment = std::mem::take(&mut self.environment);
         let all: [(&'static str, &mut dyn FnMut() -> End); 9] = [
             ("setup", &mut || {
                 crate::setup::lay(paths, false).map(|()| (true, String::new()))
@@ -91,7 +119,7 @@ impl Suite {
                 }
                 crate::demo::control(paths).map(|()| (true, String::new()))
             }),
-            ("test", &mut || run_tests(paths, wish, &mut tests)),
+            ("test", &mut || run_tests(paths, wish, &environment, &mut tests)),
             ("release", &mut || {
                 if !wish.long {
                     return Ok((true, "simulated worlds without assertions: with --long only".to_owned()));
@@ -136,8 +164,8 @@ fn run_cargo(paths: &Paths, args: &[&str]) -> End {
     Ok((status.success(), String::new()))
 }
 
-fn run_tests(paths: &Paths, wish: Wish, out: &mut Option<TestRun>) -> End {
-    let run = runner::run(paths, wish)?;
+fn run_tests(paths: &Paths, wish: Wish, environment: &Environment, out: &mut Option<TestRun>) -> End {
+    let run = runner::run(paths, wish, environment)?;
     let allowed = skips::read_list(&paths.root)?;
     let verdict = skips::judge(&run.skips, &allowed, wish.strict);
     let passed = run.passed && verdict.is_ok();
@@ -154,4 +182,29 @@ fn run_deny(paths: &Paths) -> End {
         return Ok((true, "NOT CHECKED: cargo-deny is not on this machine".to_owned()));
     }
     run_cargo(paths, &["deny", "--offline", "check", "bans", "licenses", "sources"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(args: &[&str]) -> Result<(Wish, Option<PathBuf>)> {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        parse(&args, Some("from-the-environment".into()))
+    }
+
+    #[test]
+    fn wish_with_peers_takes_their_folder_and_asks_for_the_long_tests() {
+        let (wish, peers) = parsed(&["--peers", "venv", "--long"]).unwrap();
+        assert!(wish.long && !wish.strict && peers == Some("venv".into()));
+        assert_eq!(parsed(&["--strict"]).unwrap().1, Some("from-the-environment".into()));
+        for (args, word) in [
+            (&["--peers", "venv"][..], "--long"),
+            (&["--long", "--peers"], "wants a folder"),
+            (&["--peer", "venv"], "--strict"),
+        ] {
+            let error = parsed(args).unwrap_err().to_string();
+            assert!(error.contains(word), "{args:?}: {error}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use super::beside::Environment;
 use super::{Wish, listen, skips};
 use crate::cargo::{cargo, has_subcommand};
 use crate::paths::Paths;
@@ -30,11 +31,12 @@ pub(crate) struct Counts {
     pub(crate) skipped: u64,
 }
 
-pub(crate) fn run(paths: &Paths, wish: Wish) -> Result<TestRun> {
+/// Runs the tests with `environment` set.
+pub(crate) fn run(paths: &Paths, wish: Wish, environment: &Environment) -> Result<TestRun> {
     let run = if has_subcommand(paths, "nextest") {
-        run_nextest(paths, wish)
+        run_nextest(paths, wish, environment)
     } else {
-        run_libtest(paths, wish)
+        run_libtest(paths, wish, environment)
     }?;
     Ok(refuse_empty(run))
 }
@@ -50,7 +52,7 @@ fn refuse_empty(mut run: TestRun) -> TestRun {
     run
 }
 
-fn run_nextest(paths: &Paths, wish: Wish) -> Result<TestRun> {
+fn run_nextest(paths: &Paths, wish: Wish, environment: &Environment) -> Result<TestRun> {
     let profile = if wish.long { "long" } else { "default" };
     // nextest shows nothing of a test that passes; what it printed, its SKIP lines among them, is in this file.
     let junit = paths.root.join("target/nextest").join(profile).join("junit.xml");
@@ -58,6 +60,7 @@ fn run_nextest(paths: &Paths, wish: Wish) -> Result<TestRun> {
         fs::remove_file(&junit)?;
     }
     let mut command = cargo(paths);
+    command.envs(environment.iter().map(|(name, path)| (name, path)));
     command.args(["nextest", "run", "--workspace", "--all-targets", "--profile", profile]);
     if wish.long {
         command.args(["--run-ignored", "all"]);
@@ -105,8 +108,9 @@ fn note(line: &str, run: &mut TestRun) {
     run.seeds.extend(skips::parse(line, "SEED "));
 }
 
-fn run_libtest(paths: &Paths, wish: Wish) -> Result<TestRun> {
+fn run_libtest(paths: &Paths, wish: Wish, environment: &Environment) -> Result<TestRun> {
     let mut command = cargo(paths);
+    command.envs(environment.iter().map(|(name, path)| (name, path)));
     // All binaries are run even if one fails, and what passing tests print is shown, for their SKIP lines.
     command.args([
         "test",
