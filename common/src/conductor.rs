@@ -11,6 +11,7 @@
 //!
 //! Total: no input makes it panic, no input is an error. A message of a generation that is over is ignored (rule G6).
 
+mod blocked;
 mod checkpoint;
 mod divergence;
 mod forming;
@@ -29,6 +30,7 @@ use crate::events::{FromWorker, Outcome, PartFailure, Record, RunEvent, StepRepo
 use crate::ids::{Generation, StateName, WorkerId};
 use crate::ledger::Ledger;
 use crate::plan::Plan;
+use crate::quarantine::ReadFault;
 use crate::rules::{Rules, Shipped};
 use keep::Kept;
 use lease::LeaseBook;
@@ -387,10 +389,14 @@ impl<R: Rules> Conductor<R> {
                 step,
                 lane,
                 rows,
+                fault,
                 error,
             } => {
                 if self.member_of(worker, generation) {
-                    self.lane_blocked(worker, step, lane, rows, &error, turn);
+                    match fault {
+                        ReadFault::Shard => self.lane_blocked(worker, step, lane, rows, &error, turn),
+                        ReadFault::Way => self.way_blocked(worker, lane, &error, turn),
+                    }
                 }
             }
             FromWorker::Rejoined {

@@ -167,6 +167,9 @@ pub struct FailureConfig {
     pub worker_errors_max: u32,
     /// Steps in a row that are passed over because their numbers are not finite, before the run ends.
     pub nonfinite_max: u32,
+    /// Rows that no worker could read for so many seconds are given up, although two have not tried. They are given up at
+    /// once when two workers failed at them; never for what is wrong with credentials, network or store.
+    pub unreadable_after_s: u64,
 }
 
 impl Default for WorkersConfig {
@@ -208,6 +211,7 @@ impl Default for FailureConfig {
             failure_budget_ms: 5_000,
             worker_errors_max: 5,
             nonfinite_max: 3,
+            unreadable_after_s: 600,
         }
     }
 }

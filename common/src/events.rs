@@ -14,7 +14,7 @@ pub use run::{Outcome, RunEvent, StampedEvent};
 
 use crate::ids::{Generation, StateName};
 use crate::plan::Plan;
-use crate::quarantine::RowRange;
+use crate::quarantine::{ReadFault, RowRange};
 use serde::{Deserialize, Serialize};
 
 /// From the coordinator to one worker.
@@ -168,6 +168,8 @@ pub enum FromWorker {
         lane: u32,
         /// What cannot be read.
         rows: RowRange,
+        /// Whose fault that is.
+        fault: ReadFault,
         /// Why.
         error: String,
     },

@@ -7,6 +7,17 @@
 use crate::ids::SampleId;
 use serde::{Deserialize, Serialize};
 
+/// Whose fault it is that rows cannot be read, as far as a worker can tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadFault {
+    /// The shard's: others are read meanwhile. What is unreadable for long is given up.
+    #[default]
+    Shard,
+    /// The way's: credentials, network, a damaged copy of the index, a store that is away. For that nothing is given up.
+    Way,
+}
+
 /// Rows of one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RowRange {
@@ -21,6 +32,17 @@ pub struct RowRange {
 }
 
 impl RowRange {
+    /// The rows that are in `other` as well; `None` where there are none.
+    #[must_use]
+    pub fn common(&self, other: Self) -> Option<Self> {
+        let both = Self {
+            from: self.from.max(other.from),
+            until: self.until.min(other.until),
+            ..*self
+        };
+        ((self.source, self.shard) == (other.source, other.shard) && both.from < both.until).then_some(both)
+    }
+
     /// Whether `id` is one of them.
     #[must_use]
     pub fn contains(&self, id: SampleId) -> bool {

@@ -122,6 +122,7 @@ impl CoordinatorOptions {
             policy: Policy {
                 outage_max_ms: self.outage_max_ms,
                 reign_ms: reign.renewal_holds_for().map_or(0, |held| held.as_millis() as u64),
+                unreadable_after_ms: job.failure.unreadable_after_s.saturating_mul(1000),
                 nonfinite_max: job.failure.nonfinite_max,
                 ..Policy::default()
             },

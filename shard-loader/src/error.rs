@@ -1,6 +1,7 @@
 //! What can go wrong with data, in words for the person who has to fix it.
 
 use argosy_common::exit::Exit;
+use argosy_common::quarantine::{ReadFault, RowRange};
 use std::ops::Range;
 
 /// Data that cannot be found, read or trusted.
@@ -144,12 +145,16 @@ pub enum LoaderError {
     LaneBlocked {
         /// The lane.
         lane: u32,
+        /// The rows that were asked for.
+        rows: RowRange,
         /// The shard's location.
         shard: String,
         /// The bytes that were asked for.
         range: Range<u64>,
         /// What kind of failure it is.
         cause: BlockCause,
+        /// Whose fault it is.
+        fault: ReadFault,
         /// Why they did not come.
         error: String,
     },

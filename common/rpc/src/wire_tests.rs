@@ -1,6 +1,6 @@
 use super::*;
 use argosy_common::events::{AbortReport, NotFinite};
-use argosy_common::quarantine::{Quarantined, RowRange};
+use argosy_common::quarantine::{Quarantined, ReadFault, RowRange};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -102,17 +102,24 @@ fn failure_words() -> impl Strategy<Value = FromWorker> {
             .prop_map(|(generation, lanes)| FromWorker::Primed { generation, lanes }),
         any::<u64>().prop_map(|grace_ms| FromWorker::Draining { grace_ms }),
         report.prop_map(|report| FromWorker::Aborted { report }),
-        (generations(), any::<u64>(), any::<u32>(), rows(), ".{0,40}").prop_map(
-            |(generation, step, lane, rows, error)| {
+        (
+            generations(),
+            any::<u64>(),
+            any::<u32>(),
+            rows(),
+            any::<bool>(),
+            ".{0,40}"
+        )
+            .prop_map(|(generation, step, lane, rows, way, error)| {
                 FromWorker::LaneBlocked {
                     generation,
                     step,
                     lane,
                     rows,
+                    fault: if way { ReadFault::Way } else { ReadFault::Shard },
                     error,
                 }
-            }
-        ),
+            }),
         (
             "[a-z0-9.:]{1,30}",
             names(),

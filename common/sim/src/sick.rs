@@ -7,7 +7,7 @@ use crate::world::{Ev, World};
 use argosy_common::events::{AbortReport, FromWorker, NotFinite};
 use argosy_common::follower::Event;
 use argosy_common::ids::WorkerId;
-use argosy_common::quarantine::RowRange;
+use argosy_common::quarantine::{ReadFault, RowRange};
 use argosy_common::rules::Rules;
 
 /// A lane that waits for rows looks again so often.
@@ -107,6 +107,7 @@ impl<R: Rules> World<R> {
             step: trainer.name.step,
             lane,
             rows: troubled.rows,
+            fault: ReadFault::Shard,
             error: "503".into(),
         };
         let now = self.now();

@@ -6,6 +6,7 @@ mod history;
 mod reigns;
 mod stories;
 mod toy;
+mod unread;
 mod world;
 
 use crate::events::Outcome;

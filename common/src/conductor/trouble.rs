@@ -1,17 +1,21 @@
-//! What broke although nobody was lost: blame, numbers that are not finite, rows that cannot be read (rules G10, G11, M2).
+//! What broke although nobody was lost: blame, and numbers that are not finite (rules G10, G11).
 
-use super::{AfterPersist, Conductor, Phase, Settings, Tick, Turn};
+use super::blocked::Unread;
+use super::{Conductor, Settings, Tick, Turn};
 use crate::blame::{Evidence, Verdict, judge};
-use crate::events::{AbortReport, NotFinite, Outcome, Record, RunEvent, StepReport};
+use crate::events::{AbortReport, NotFinite, Outcome, RunEvent, StepReport};
 use crate::exit::Exit;
 use crate::ids::WorkerId;
 use crate::plan::Plan;
-use crate::quarantine::{QuarantineLedger, RowRange};
+use crate::quarantine::QuarantineLedger;
 use crate::rules::Rules;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Suspect hardware gets so long to leave.
 const CORDON_GRACE_MS: u64 = 60_000;
+
+/// Why hardware is suspect.
+const ONLY_WITHOUT: &str = "a step was finite only without it: suspect hardware";
 
 /// A step that was not finite and is done again.
 #[derive(Debug)]
@@ -20,17 +24,6 @@ struct Poison {
     lanes: BTreeSet<u32>,
     /// Who had those lanes.
     workers: BTreeSet<WorkerId>,
-}
-
-/// Rows that somebody could not read.
-#[derive(Debug)]
-struct Blocked {
-    lane: u32,
-    step: u64,
-    since: Tick,
-    workers: BTreeSet<WorkerId>,
-    error: String,
-    give_up: bool,
 }
 
 /// What the conductor remembers of trouble.
@@ -49,7 +42,7 @@ pub(super) struct Trouble {
     poison: Option<Poison>,
     skip: Option<(u64, String)>,
     skipped_in_a_row: u32,
-    blocked: BTreeMap<RowRange, Blocked>,
+    pub(super) unread: Unread,
 }
 
 impl Trouble {
@@ -64,13 +57,12 @@ impl Trouble {
             poison: None,
             skip: None,
             skipped_in_a_row: 0,
-            blocked: BTreeMap::new(),
+            unread: Unread::default(),
         }
     }
 
     pub(super) fn next_deadline(&self, settings: &Settings) -> Option<(Tick, &'static str)> {
-        let waits = self.blocked.values().filter(|b| !b.give_up).map(|b| b.since).min();
-        waits.map(|since| (since + settings.policy.unreadable_after_ms, "rows stay unreadable"))
+        self.unread.next_deadline(settings)
     }
 
     pub(super) fn forget_reports(&mut self) {
@@ -163,7 +155,7 @@ impl<R: Rules> Conductor<R> {
             return;
         }
         if let Some(before) = before {
-            self.cordon(&before.workers, turn);
+            self.cordon(&before.workers, ONLY_WITHOUT, turn);
         }
         let owner = |lane: &u32| {
             plan.lanes
@@ -204,8 +196,8 @@ impl<R: Rules> Conductor<R> {
         }
     }
 
-    /// Takes suspect hardware out of the run, unless it is all there is.
-    fn cordon(&mut self, workers: &BTreeSet<WorkerId>, turn: &mut Turn) {
+    /// Takes suspect workers out of the run, unless they are all there is.
+    pub(super) fn cordon(&mut self, workers: &BTreeSet<WorkerId>, why: &str, turn: &mut Turn) {
         for worker in workers {
             let others = self
                 .seats
@@ -219,7 +211,7 @@ impl<R: Rules> Conductor<R> {
             self.trouble.cordoned.insert(*worker);
             turn.announce(RunEvent::Blamed {
                 worker: Some(*worker),
-                reason: "a step was finite only without it: suspect hardware".into(),
+                reason: why.into(),
             });
             self.drain(*worker, CORDON_GRACE_MS, turn);
         }
@@ -234,78 +226,15 @@ impl<R: Rules> Conductor<R> {
             self.trouble.skipped_in_a_row = 0;
         }
         self.trouble.skip = self.trouble.skip.take().filter(|(at, _)| *at >= step);
-        self.trouble.blocked.retain(|_, blocked| blocked.step >= step);
+        self.trouble.unread.stepped(step);
         let passed = self.trouble.poison.take_if(|poison| poison.step < step);
-        if self.trouble.blocked.is_empty() && self.trouble.poison.is_none() {
+        if self.trouble.unread.is_empty() && self.trouble.poison.is_none() {
             self.trouble.banned.clear();
         }
         if let Some(poison) = passed
             && report.loss.is_some()
         {
-            self.cordon(&poison.workers, turn);
-        }
-    }
-
-    /// A lane waits for rows that this worker cannot read: another one tries, and after that nobody.
-    pub(super) fn lane_blocked(
-        &mut self,
-        worker: WorkerId,
-        step: u64,
-        lane: u32,
-        rows: RowRange,
-        error: &str,
-        turn: &mut Turn,
-    ) {
-        let blocked = self.trouble.blocked.entry(rows).or_insert_with(|| Blocked {
-            lane,
-            step,
-            since: turn.now,
-            workers: BTreeSet::new(),
-            error: error.into(),
-            give_up: false,
-        });
-        let new = blocked.workers.insert(worker);
-        blocked.give_up |= blocked.workers.len() >= 2;
-        let others = self.seats.ready().into_iter().any(|w| w != worker && self.may_train(w));
-        if !new || !others {
-            return; // alone, time decides
-        }
-        self.trouble.banned.insert((lane, worker));
-        self.leave_generation(None, &format!("{worker} cannot read lane {lane}: {error}"), None, turn);
-    }
-
-    /// Rows that were unreadable for too long are given up with the next generation.
-    pub(super) fn give_up_unreadable(&mut self, turn: &mut Turn) {
-        let patience = self.settings.policy.unreadable_after_ms;
-        for blocked in self.trouble.blocked.values_mut() {
-            blocked.give_up |= blocked.since + patience <= turn.now;
-        }
-        // The plan at hand may have been made before that, or while it could not be changed.
-        let late = self.trouble.blocked.values().find(|b| b.give_up);
-        let late = late.map(|b| format!("lane {} stays unreadable: {}", b.lane, b.error));
-        if let Some(reason) = late.filter(|_| matches!(self.phase, Phase::Running { .. })) {
-            self.leave_generation(None, &reason, None, turn);
-        }
-    }
-
-    /// Makes the next revisions of the quarantine ledger durable, before the generation that they hold for.
-    pub(super) fn give_up_rows(&mut self, holds_from: u64, turn: &mut Turn) {
-        let given_up: Vec<(RowRange, String)> = self
-            .trouble
-            .blocked
-            .iter()
-            .filter(|(_, b)| b.give_up)
-            .map(|(rows, b)| (*rows, b.error.clone()))
-            .collect();
-        for (rows, error) in given_up {
-            self.trouble.blocked.remove(&rows);
-            let Some(entry) = self.trouble.quarantine.propose(rows, holds_from, &error) else {
-                continue;
-            };
-            if self.trouble.quarantine.apply(entry.clone()).is_ok() {
-                turn.announce(RunEvent::Quarantined { entry: entry.clone() });
-                self.persist(Record::Quarantined { entry }, AfterPersist::Nothing, turn);
-            }
+            self.cordon(&poison.workers, ONLY_WITHOUT, turn);
         }
     }
 }

@@ -160,6 +160,10 @@ pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
             "500 to 600000 (heartbeats are a tenth of it)",
         );
     }
+    if !(1..=30 * 86_400).contains(&job.failure.unreadable_after_s) {
+        let value = job.failure.unreadable_after_s.to_string();
+        return refuse("failure.unreadable_after_s", value, "1 to 2592000, thirty days");
+    }
     Ok(())
 }
 

@@ -93,6 +93,11 @@ fn values_out_of_range_name_the_key_and_the_range() {
         ),
         (
             "global_batch = 64",
+            "global_batch = 64\n[failure]\nunreadable_after_s = 0",
+            "failure.unreadable_after_s",
+        ),
+        (
+            "global_batch = 64",
             "global_batch = 64\n[cache]\nfolder = \"kept\"",
             "cache.bytes_max",
         ),

@@ -108,7 +108,15 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("cache", &["folder", "bytes_max", "free_bytes_min"]),
     ("evaluation", &["every_samples", "threads", "batch", "sets"]),
     ("evaluation.sets", &["name", "data", "classes", "templates"]),
-    ("failure", &["failure_budget_ms", "worker_errors_max", "nonfinite_max"]),
+    (
+        "failure",
+        &[
+            "failure_budget_ms",
+            "worker_errors_max",
+            "nonfinite_max",
+            "unreadable_after_s",
+        ],
+    ),
 ];
 
 /// Refuses the first key that no section knows.

@@ -474,6 +474,18 @@ impl Index {
         })
     }
 
+    /// Every shard as [`Self::whole_shard`], under the numbers of its source and of itself.
+    pub(crate) fn places_of_shards(&self) -> impl Iterator<Item = ((u16, u32), RowPlace<'_>)> {
+        self.table()
+            .sources
+            .iter()
+            .zip(0u16..)
+            .flat_map(move |(entries, source)| {
+                (0..entries.shards.len() as u32)
+                    .filter_map(move |shard| Some(((source, shard), self.whole_shard(source, shard)?)))
+            })
+    }
+
     /// Rows that the index gives the shard; what somebody claims, where nobody has read it.
     #[must_use]
     pub fn shard_rows(&self, source: u16, shard: u32) -> u32 {

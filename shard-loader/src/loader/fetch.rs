@@ -1,17 +1,19 @@
 //! Windows of lanes as bytes: few large requests, cached until their last position is handed out.
 
 use super::LoaderConfig;
+use super::blocked::{LeftOut, blocked};
 use super::rows::RowCache;
 use super::stats::{Counters, Stage};
 use super::walked::Walked;
-use crate::error::{BlockCause, DataError, LoaderError};
+use crate::error::{DataError, LoaderError};
 use crate::index::Index;
 use crate::store::{ReadRequest, Store};
 use argosy_common::ids::SampleId;
+use argosy_common::quarantine::RowRange;
 use argosy_common::sampling::{Sampler, Window};
 use argosy_common::steplog::MaskReason;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -61,6 +63,14 @@ struct Cached {
     rows: Vec<Option<RawBytes>>,
 }
 
+impl Cached {
+    /// Whether row `i` must be fetched, `b` being the rows of a step: neither is it here nor left out at its step.
+    fn lacks(&self, i: usize, b: u64, left_out: &LeftOut) -> bool {
+        let step = (self.window.positions.start + i as u64) / b.max(1);
+        self.rows[i].is_none() && !left_out.holds(self.window.samples[i], step)
+    }
+}
+
 /// A row to fetch: `row` of the window of `lane` that begins at position `window`.
 #[derive(Clone, Debug)]
 struct Need {
@@ -84,6 +94,8 @@ pub(super) struct Fetcher {
     /// Windows by lane and first position.
     lanes: BTreeMap<u32, BTreeMap<u64, Cached>>,
     walked: Walked,
+    /// Rows that are not read any more.
+    left_out: LeftOut,
 }
 
 impl Fetcher {
@@ -105,6 +117,7 @@ impl Fetcher {
             counters,
             lanes: BTreeMap::new(),
             walked: Walked::default(),
+            left_out: LeftOut::default(),
         }
     }
 
@@ -116,6 +129,11 @@ impl Fetcher {
             windows.retain(|_, cached| cached.window.positions.end > from);
             lanes.binary_search(lane).is_ok()
         });
+    }
+
+    /// Rows of the quarantine ledger are not read; what was read of them before takes no part all the same.
+    pub(super) fn leave_out(&mut self, rows: LeftOut) {
+        self.left_out = rows;
     }
 
     /// The rows of `step`, lane by lane.
@@ -130,8 +148,23 @@ impl Fetcher {
             .flat_map(|lane| self.open_windows(*lane, &wanted(*lane, &self.sampler)))
             .collect();
         let filled = if needs.is_empty() { Ok(()) } else { self.fill(needs) };
-        let raw = lanes.iter().map(|lane| self.lane(*lane, wanted(*lane, &self.sampler)));
-        let raw = filled.map(|()| raw.collect());
+        // What was asked for ahead may fail: it is asked for again when its step comes.
+        let whole = filled.is_ok()
+            || lanes
+                .iter()
+                .all(|lane| self.is_whole(*lane, wanted(*lane, &self.sampler)));
+        let raw = lanes
+            .iter()
+            .map(|lane| self.lane(*lane, step, wanted(*lane, &self.sampler)));
+        let raw = match filled {
+            Err(error) if !whole => Err(error),
+            ahead => {
+                if let Err(error) = ahead {
+                    tracing::warn!(%error, "rows of later steps cannot be read yet");
+                }
+                Ok(raw.collect())
+            }
+        };
         self.counters.spent(Stage::Fetch, started.elapsed());
         raw
     }
@@ -160,9 +193,11 @@ impl Fetcher {
             let Some(cached) = windows.get(&start) else { break };
             let until = cached.window.positions.end.min(wanted.end);
             let now = (position - start) as usize..(until - start) as usize;
-            if cached.rows[now.clone()].iter().any(Option::is_none) {
+            let (left_out, rows) = (&self.left_out, u64::from(self.sampler.shape().lane_rows()));
+            let lacks = |i: &usize| cached.lacks(*i, rows, left_out);
+            if now.clone().any(|i| lacks(&i)) {
                 let asked = if primed { 0..cached.rows.len() } else { now };
-                needs.extend(asked.filter(|i| cached.rows[*i].is_none()).map(|i| Need {
+                needs.extend(asked.filter(lacks).map(|i| Need {
                     lane,
                     window: start,
                     row: i,
@@ -178,8 +213,22 @@ impl Fetcher {
     /// Fetches rows: neighbours in one request, those needed first asked for first, several requests at a time.
     fn fill(&mut self, needs: Vec<Need>) -> Result<(), LoaderError> {
         let mut placed = Vec::with_capacity(needs.len());
+        // Shards whose rows cannot be found, with the first one's error: rows of others are fetched all the same.
+        let (mut lost, mut first_error) = (BTreeSet::new(), None);
         for mut need in needs {
-            match self.place(&need)? {
+            let shard = (need.sample.source, need.sample.shard);
+            if lost.contains(&shard) {
+                continue;
+            }
+            let place = match self.place(&need) {
+                Ok(place) => place,
+                Err(error) => {
+                    lost.insert(shard);
+                    first_error.get_or_insert(error);
+                    continue;
+                }
+            };
+            match place {
                 Some(range) if range.end - range.start > self.sample_bytes_max => {
                     self.put(&need, RawBytes::Masked(MaskReason::Bytes));
                 }
@@ -218,7 +267,30 @@ impl Fetcher {
             }
         });
         // What was fetched stays, for the next try.
-        read.map_err(|(i, error)| blocked(groups[i][0].lane, &requests[i], &error))
+        read.map_err(|(i, error)| {
+            let (first, group) = (groups[i][0].sample, groups[i].iter().map(|n| n.sample.row));
+            let rows = RowRange {
+                source: first.source,
+                shard: first.shard,
+                from: group.clone().min().unwrap_or(first.row),
+                until: group.max().unwrap_or(first.row).saturating_add(1),
+            };
+            let rows = self.left_out.widened(rows, index.shard_rows(first.source, first.shard));
+            blocked((&index, &store), groups[i][0].lane, rows, &requests[i], &error)
+        })?;
+        first_error.map_or(Ok(()), Err)
+    }
+
+    /// Whether all rows of `wanted` are there.
+    fn is_whole(&self, lane: u32, wanted: Range<u64>) -> bool {
+        let (windows, b) = (self.lanes.get(&lane), u64::from(self.sampler.shape().lane_rows()));
+        let mut positions = wanted;
+        positions.all(|position| {
+            let cached = windows.and_then(|w| w.range(..=position).next_back());
+            cached.is_some_and(|(start, c)| {
+                c.window.positions.contains(&position) && !c.lacks((position - start) as usize, b, &self.left_out)
+            })
+        })
     }
 
     fn put(&mut self, need: &Need, bytes: RawBytes) {
@@ -240,38 +312,43 @@ impl Fetcher {
                 .place(&self.store, &index, ((source, shard), row), lanes, beyond)
         };
         placed.map_err(|error| match index.whole_shard(source, shard) {
-            Some(whole) => blocked(need.lane, &whole.read(whole.range.clone()), &error),
+            Some(whole) => {
+                // The shard as a whole: where its rows lie is not known.
+                let rows = RowRange {
+                    source,
+                    shard,
+                    from: 0,
+                    until: index.shard_rows(source, shard).max(row.saturating_add(1)),
+                };
+                let request = whole.read(whole.range.clone());
+                blocked((&index, &self.store), need.lane, rows, &request, &error)
+            }
             // What the index does not have has no place either, and no error.
             None => LoaderError::Stopped(error.to_string()),
         })
     }
 
     /// The rows of one lane at one step, all of which are there or known to be missing.
-    fn lane(&self, lane: u32, wanted: Range<u64>) -> RawLane {
+    fn lane(&self, lane: u32, step: u64, wanted: Range<u64>) -> RawLane {
         let windows = self.lanes.get(&lane);
         let rows = wanted.filter_map(|position| {
             let (start, cached) = windows?.range(..=position).next_back()?;
             let i = (position - start) as usize;
+            let sample = *cached.window.samples.get(i)?;
+            let bytes = match self.left_out.holds(sample, step) {
+                true => RawBytes::Masked(MaskReason::Quarantined),
+                false => cached.rows[i].clone().unwrap_or(RawBytes::Masked(MaskReason::Missing)),
+            };
             Some(RawRow {
-                sample: *cached.window.samples.get(i)?,
+                sample,
                 position,
-                bytes: cached.rows[i].clone().unwrap_or(RawBytes::Masked(MaskReason::Missing)),
+                bytes,
             })
         });
         RawLane {
             lane,
             rows: rows.collect(),
         }
-    }
-}
-
-fn blocked(lane: u32, request: &ReadRequest<'_>, error: &DataError) -> LoaderError {
-    LoaderError::LaneBlocked {
-        lane,
-        shard: request.location.to_owned(),
-        range: request.range.clone(),
-        cause: BlockCause::of(error),
-        error: error.to_string(),
     }
 }
 

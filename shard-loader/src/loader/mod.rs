@@ -1,8 +1,10 @@
 //! Batches of the lanes this process owns, step by step.
 //!
 //! Two threads and a pool run ahead of the trainer by `prefetch_steps`: one fetches windows (rule L7), one has their rows
-//! decoded. What they make for a (step, lane) never depends on the plan, so a new plan only says what is still wanted.
+//! decoded. What they make for a (step, lane) depends on no plan but for its quarantine ledger, so a new plan with the same
+//! ledger only says what is still wanted.
 
+mod blocked;
 mod fetch;
 mod prepare;
 mod report;
@@ -20,7 +22,9 @@ use crate::index::Index;
 use crate::store::{KeepReading, RetryPolicy, Store};
 use crate::tokenize::Tokenizer;
 use argosy_common::config::DataConfig;
+use argosy_common::quarantine::Quarantined;
 use argosy_common::shape::RunShape;
+use blocked::LeftOut;
 use fetch::{Fetcher, RawLane};
 use prepare::Preparer;
 use rows::RowCache;
@@ -85,7 +89,9 @@ struct State {
     raw: VecDeque<(u64, Vec<RawLane>)>,
     /// Decoded, by step and lane.
     ready: BTreeMap<u64, BTreeMap<u32, LaneBatch>>,
-    failed: Option<LoaderError>,
+    /// Why no batch comes for this step.
+    failed: Option<(u64, LoaderError)>,
+    left_out: LeftOut,
     closed: bool,
     /// When the first plan came.
     began: Option<Instant>,
@@ -106,7 +112,7 @@ impl Inner {
     }
 
     fn fail(&self, error: LoaderError) {
-        self.lock().failed.get_or_insert(error);
+        self.lock().failed.get_or_insert((0, error));
         self.changed.notify_all();
     }
 }
@@ -209,6 +215,23 @@ impl Loader {
         self.inner.changed.notify_all();
     }
 
+    /// The quarantine ledger from now on: its rows are not read, and take no part. What was made under another is dropped.
+    pub fn leave_out(&self, revisions: &[Quarantined]) {
+        let mut state = self.inner.lock();
+        if state.left_out.is(revisions) {
+            return;
+        }
+        state.left_out = LeftOut::new(revisions);
+        if state.plan > 0 {
+            state.plan += 1;
+        }
+        state.ready.clear();
+        state.raw.clear();
+        state.fetch = state.take;
+        drop(state);
+        self.inner.changed.notify_all();
+    }
+
     /// The next step's batches of all own lanes, in lane order; empty for a worker without lanes. `None` when `timeout`
     /// passes first, as it does before the first [`Loader::assign`].
     ///
@@ -237,7 +260,8 @@ impl Loader {
                 self.inner.counters.handed_out(&batches, started.elapsed());
                 return Ok(Some(batches));
             }
-            if let Some(error) = &state.failed {
+            // Batches of earlier steps may still be on their way.
+            if let Some((_, error)) = state.failed.as_ref().filter(|(at, _)| *at <= state.take) {
                 return Err(error.clone());
             }
             let left = timeout.saturating_sub(started.elapsed());
@@ -347,6 +371,7 @@ fn fetch_loop(inner: &Inner, mut fetcher: Fetcher) {
             return;
         }
         let (plan, step, taken, lanes) = (state.plan, state.fetch, state.take, state.lanes.clone());
+        fetcher.leave_out(state.left_out.clone());
         drop(state);
         // A step may be planned again after a failure, so the last one handed out keeps its windows.
         fetcher.forget(&lanes, taken.saturating_sub(1));
@@ -365,7 +390,7 @@ fn fetch_loop(inner: &Inner, mut fetcher: Fetcher) {
                 }
                 tracing::warn!(%error, "loading failed");
                 if state.plan == plan {
-                    state.failed.get_or_insert(error);
+                    state.failed.get_or_insert((step, error));
                 }
             }
         }
@@ -377,12 +402,12 @@ fn fetch_loop(inner: &Inner, mut fetcher: Fetcher) {
 fn prepare_loop(inner: &Inner, preparer: &Preparer) {
     loop {
         let mut state = inner.lock();
-        let (plan, step, mut lanes) = loop {
+        let (plan, left_out, step, mut lanes) = loop {
             if state.closed {
                 return;
             }
             match state.raw.pop_front() {
-                Some((step, lanes)) => break (state.plan, step, lanes),
+                Some((step, lanes)) => break (state.plan, state.left_out.clone(), step, lanes),
                 None => state = inner.wait(state),
             }
         };
@@ -393,6 +418,7 @@ fn prepare_loop(inner: &Inner, preparer: &Preparer) {
         let made = preparer.step(step, lanes);
         let mut state = inner.lock();
         match made {
+            Ok(_) if !state.left_out.same(&left_out) => {}
             Ok(batches) => {
                 for batch in batches {
                     // Made for an older plan perhaps, but what stands in it does not depend on plans.
@@ -403,7 +429,7 @@ fn prepare_loop(inner: &Inner, preparer: &Preparer) {
             }
             // A lane that was blocked for an older plan may have moved away since.
             Err(error) if state.plan == plan => {
-                state.failed.get_or_insert(error);
+                state.failed.get_or_insert((step, error));
             }
             Err(_) => {}
         }

@@ -1,13 +1,14 @@
 //! Rows as bytes to rows of a batch, on a pool of threads.
 
 use super::LoaderConfig;
+use super::blocked::blocked;
 use super::fetch::{RawBytes, RawLane, RawRow};
 use super::rows::{RowCache, Stored};
 use super::stats::{Counters, Stage};
 use crate::batch::LaneBatch;
 use crate::cache::Kept;
 use crate::decode::{Reduction, Rgb, decode_reduced};
-use crate::error::{BlockCause, DataError, LoaderError};
+use crate::error::{DataError, LoaderError};
 use crate::index::Index;
 use crate::sample::{self, Caption, Grouper, Keys};
 use crate::store::Store;
@@ -16,6 +17,7 @@ use crate::tokenize::Tokenizer;
 use crate::transform::{RowKey, Transformer};
 use argosy_common::config::DataConfig;
 use argosy_common::ids::SampleId;
+use argosy_common::quarantine::RowRange;
 use argosy_common::rng::{Draws, Purpose};
 use argosy_common::sampling::lane_digest;
 use argosy_common::steplog::{MaskReason, RowState};
@@ -179,13 +181,13 @@ impl Preparer {
         };
         let read = self.store.read(&shard.read(range.clone()));
         self.counters.read(read.as_ref().map_or(0, |bytes| bytes.len() as u64));
-        read.map_err(|e| LoaderError::LaneBlocked {
-            lane,
-            shard: shard.location.to_owned(),
-            range,
-            cause: BlockCause::of(&e),
-            error: e.to_string(),
-        })
+        let rows = RowRange {
+            source: sample.source,
+            shard: sample.shard,
+            from: sample.row,
+            until: sample.row.saturating_add(1),
+        };
+        read.map_err(|e| blocked((&self.index, &self.store), lane, rows, &shard.read(range), &e))
     }
 
     /// The tokens of the caption that is drawn; gives their number.

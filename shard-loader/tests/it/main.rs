@@ -19,3 +19,4 @@ mod support;
 mod tokenizers;
 mod transit;
 mod unread;
+mod unreadable;

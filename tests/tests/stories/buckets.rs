@@ -14,7 +14,7 @@ const EPOCHS: u32 = 12;
 const CADENCE: &str = "[checkpoint]\nevery_samples = 240\nkeep_last = 2\nkeep_every_samples = 960\n";
 
 /// A bucket with the shards of `stage`, where its runs are to put their checkpoints too; the `--set`s that say so.
-fn bucket(stage: &Stage) -> (S3Double, Vec<&'static str>) {
+pub(crate) fn bucket(stage: &Stage) -> (S3Double, Vec<&'static str>) {
     let double = S3Double::start(Faults::default()).expect("a server");
     for entry in std::fs::read_dir(stage.path("shards")).expect("shards") {
         let path = entry.expect("a shard").path();
@@ -33,7 +33,7 @@ fn bucket(stage: &Stage) -> (S3Double, Vec<&'static str>) {
     (double, sets)
 }
 
-fn start(stage: &Stage, environment: &Environment, dir: &Path, workers: u32, more: &[&str]) -> Run {
+pub(crate) fn start(stage: &Stage, environment: &Environment, dir: &Path, workers: u32, more: &[&str]) -> Run {
     Run::start_in(environment, &stage.path("bucket.toml"), dir, workers, more)
 }
 

@@ -9,6 +9,7 @@ mod harness;
 mod leave;
 mod shards;
 mod trouble;
+mod unreadable;
 
 use argosy_common::events::RunEvent;
 use argosy_common::exit::Exit;

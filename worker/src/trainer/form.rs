@@ -26,6 +26,7 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         };
         self.server.close(Generation(generation.0.saturating_sub(1)));
         // Batches are made while states travel.
+        self.source.leave_out(&plan.quarantine);
         self.source.assign(&plan.lanes_of(rank), plan.base.step);
         let plan_hash = plan.hash();
         let fence = Fence {

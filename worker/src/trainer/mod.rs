@@ -14,6 +14,7 @@ mod gather;
 mod history;
 mod lanes;
 mod lease;
+mod load;
 mod overlap;
 mod save;
 mod source;

@@ -5,18 +5,14 @@ use super::{BatchSource, Cause, Halt, Held, InGeneration, Trainer};
 use crate::engine::{ApplyHyper, ApplyOut, Encoded, Engine, RowsIn, all_finite};
 use argosy_common::config::BatchNorm;
 use argosy_common::events::{FromWorker, NotFinite, StepReport};
-use argosy_common::exit::Exit;
 use argosy_common::follower::Event;
 use argosy_common::ids::StateName;
 use argosy_common::schedule::hyper_at;
 use argosy_common::steplog::{RowState, StepRecord};
 use argosy_shard_loader::LaneBatch;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
-
-/// The trainer looks at its abort handle so often while it waits for data.
-const LOAD_POLL: Duration = Duration::from_millis(20);
 
 /// Milliseconds by phase.
 pub(super) struct Timer {
@@ -174,34 +170,6 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         if let Some(value) = encoded.f.get_mut(before * encoded.dim) {
             *value = f32::NAN;
         }
-    }
-
-    /// LOAD: the batches of the own lanes.
-    fn load(&mut self, inside: &InGeneration, step: u64) -> Result<Vec<LaneBatch>, Halt> {
-        let failed = |message: String| Halt::Failed {
-            exit: Exit::JobFailed,
-            message,
-        };
-        let batches = loop {
-            if inside.abort.is_aborted() {
-                return Err(Halt::Left(None));
-            }
-            match self.source.next(LOAD_POLL) {
-                Ok(Some(batches)) => break batches,
-                Ok(None) => {}
-                Err(error) => return Err(failed(error.to_string())),
-            }
-        };
-        let lanes = inside.plan.lanes_of(inside.rank);
-        let rows = self.setup.shape.lane_rows() as usize;
-        let fits = batches.iter().map(|b| b.lane).eq(lanes.iter().copied())
-            && batches.iter().all(|b| b.step == step && b.states.len() == rows);
-        if !fits {
-            return Err(failed(format!(
-                "the loader gave other batches than those of lanes {lanes:?} at step {step}"
-            )));
-        }
-        Ok(batches)
     }
 
     /// ENCODE: valid rows only, in lane order.

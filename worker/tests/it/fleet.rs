@@ -6,6 +6,7 @@ use argosy_common::follower::{Event, TrainerOrder};
 use argosy_common::hash::digest64;
 use argosy_common::ids::{Generation, StateName, Term, WorkerId};
 use argosy_common::plan::{Member, Plan, StateSource};
+use argosy_common::quarantine::Quarantined;
 use argosy_common::sampling::{Sampler, lane_digest};
 use argosy_common::shape::{RunShape, SourceShape};
 use argosy_common::steplog::{MaskReason, RowState, StepRecord, parse};
@@ -91,6 +92,9 @@ impl BatchSource for MadeUp {
         self.lanes = lanes.to_vec();
         self.step = from_step;
     }
+
+    /// Nothing is read here.
+    fn leave_out(&mut self, _revisions: &[Quarantined]) {}
 
     fn next(&mut self, _timeout: Duration) -> Result<Option<Vec<LaneBatch>>, LoaderError> {
         if self.step >= self.stall_at.load(Ordering::SeqCst) {
@@ -186,11 +190,30 @@ pub(crate) fn start_rig<E: Engine + 'static>(
     rig: &Rig,
     make: impl FnMut() -> Result<E, EngineError> + Send + 'static,
 ) -> Worker<E> {
+    let stall_at = Arc::new(AtomicU64::new(u64::MAX));
+    let source = MadeUp {
+        sampler: Sampler::new(rig.shape.clone()),
+        lanes: Vec::new(),
+        step: 0,
+        stall_at: stall_at.clone(),
+        rig: rig.clone(),
+    };
+    let worker = start_over(id, run_dir, rig, source, make);
+    Worker { stall_at, ..worker }
+}
+
+/// The same with batches from elsewhere.
+pub(crate) fn start_over<E: Engine + 'static>(
+    id: u32,
+    run_dir: &Path,
+    rig: &Rig,
+    source: impl BatchSource + 'static,
+    make: impl FnMut() -> Result<E, EngineError> + Send + 'static,
+) -> Worker<E> {
     let (orders, taken) = channel();
     let (said, events) = channel();
     let said = Mutex::new(said);
     let aborts = Aborts::default();
-    let stall_at = Arc::new(AtomicU64::new(u64::MAX));
     let setup = Setup {
         run: "test".into(),
         worker: WorkerId(id),
@@ -210,13 +233,6 @@ pub(crate) fn start_rig<E: Engine + 'static>(
             let _ = said.lock().unwrap().send(event);
         }),
     };
-    let source = MadeUp {
-        sampler: Sampler::new(rig.shape.clone()),
-        lanes: Vec::new(),
-        step: 0,
-        stall_at: stall_at.clone(),
-        rig: rig.clone(),
-    };
     let mut trainer = Trainer::new(setup, source).unwrap();
     let thread = std::thread::spawn(move || {
         trainer.run(&taken);
@@ -230,7 +246,7 @@ pub(crate) fn start_rig<E: Engine + 'static>(
         addr,
         name,
         aborts,
-        stall_at,
+        stall_at: Arc::default(),
         orders,
         events,
         thread,

@@ -14,5 +14,6 @@ mod parity;
 mod poison;
 mod published;
 mod trainer;
+mod unreadable;
 mod weights;
 mod zero_shot;

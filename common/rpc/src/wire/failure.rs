@@ -7,7 +7,7 @@ use super::{FromBody, text};
 use crate::proto;
 use argosy_common::events::{AbortReport, FromWorker, NotFinite};
 use argosy_common::ids::{Generation, WorkerId};
-use argosy_common::quarantine::{Quarantined, RowRange};
+use argosy_common::quarantine::{Quarantined, ReadFault, RowRange};
 
 /// Most revisions of the quarantine ledger in a plan.
 const REVISIONS_MAX: usize = 4096;
@@ -93,6 +93,7 @@ pub(super) fn encode(message: FromWorker) -> FromBody {
             step,
             lane,
             rows,
+            fault,
             error,
         } => FromBody::LaneBlocked(proto::LaneBlocked {
             generation: generation.0,
@@ -100,6 +101,7 @@ pub(super) fn encode(message: FromWorker) -> FromBody {
             lane,
             rows: Some(encode_rows(rows)),
             error: cut(error),
+            way: fault == ReadFault::Way,
         }),
         FromWorker::Rejoined {
             addr,
@@ -164,6 +166,7 @@ pub(super) fn decode_blocked(m: proto::LaneBlocked) -> Checked<FromWorker> {
         step: m.step,
         lane: m.lane,
         rows: decode_rows("lane_blocked.rows", m.rows)?,
+        fault: if m.way { ReadFault::Way } else { ReadFault::Shard },
         error: text("lane_blocked.error", m.error)?,
     })
 }

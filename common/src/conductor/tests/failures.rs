@@ -4,7 +4,7 @@ use super::stories::{Story, name};
 use crate::conductor::{Command, Event, Restored};
 use crate::events::{AbortReport, FromWorker, NotFinite, Outcome, Record, RunEvent, ToWorker};
 use crate::ids::{Generation, StateName, WorkerId};
-use crate::quarantine::RowRange;
+use crate::quarantine::{ReadFault, RowRange};
 
 pub(super) fn said(worker: u32, message: FromWorker) -> Event {
     let worker = WorkerId(worker);
@@ -154,6 +154,7 @@ fn rows_that_two_workers_cannot_read_are_given_up_durably_from_the_step_that_wai
         step: 5,
         lane,
         rows,
+        fault: ReadFault::Shard,
         error: "503".into(),
     };
     story.tell(said(1, blocked(1)));

@@ -5,7 +5,7 @@ use crate::conductor::{Command, Conductor, Event, Policy, Restored, Settings, Vi
 use crate::events::{AbortReport, FromWorker, NotFinite, PartFailure, PartInfo, Record, StepReport, ToWorker};
 use crate::ids::{Generation, StateName, Term, WorkerId};
 use crate::invariants::{Checked, InvariantId, durable_first, ensure, generations_grow, one_attempt};
-use crate::quarantine::RowRange;
+use crate::quarantine::{ReadFault, RowRange};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use std::collections::{BTreeSet, VecDeque};
@@ -297,6 +297,7 @@ impl Shell {
                     from: 0,
                     until: turn.number as u32 % 3,
                 },
+                fault: if turn.flag { ReadFault::Way } else { ReadFault::Shard },
                 error: "503".into(),
             }),
             25 => said(FromWorker::Rejoined {
