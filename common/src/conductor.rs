@@ -332,7 +332,7 @@ impl<R: Rules> Conductor<R> {
                 .map(|p| p.members.iter().map(|m| m.worker).collect())
                 .unwrap_or_default(),
             ready: self.seats.ready(),
-            draining: self.moves.draining.keys().copied().collect(),
+            draining: self.moves.leaving().collect(),
             cordoned: self.trouble.cordoned.iter().copied().collect(),
             moving: self.moves.under_way.as_ref().map(|m| m.reason.clone()),
             quarantine: self.trouble.quarantine.last(),

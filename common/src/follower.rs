@@ -297,11 +297,13 @@ impl<R: Rules> Follower<R> {
             *at = by.min(*at); // a later notice may leave less time
             return Vec::new();
         }
-        if self.current().is_none() {
-            return self.exit(0, "asked to leave outside a generation");
-        }
         self.leave_by = Some(by);
-        self.tell(FromWorker::Draining { grace_ms })
+        let mut commands = self.tell(FromWorker::Draining { grace_ms });
+        // Who holds a state asks, in a generation or between two: nobody else may hold it, or a part of a checkpoint.
+        if self.phase == Phase::Warming {
+            commands.extend(self.exit(0, "asked to leave before it was ready"));
+        }
+        commands
     }
 
     fn heard(&mut self, message: ToWorker, now: Tick) -> Vec<Command> {

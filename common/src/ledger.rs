@@ -189,6 +189,20 @@ impl Ledger {
         attempt.is_some_and(|a| a.owners.contains(&worker) || a.buddies.contains(&Some(worker)))
     }
 
+    /// Whether a part that has not come would be lost with `worker` and with all who leave besides: nobody else holds a copy.
+    #[must_use]
+    pub fn last_copy_goes(&self, worker: WorkerId, leaves: impl Fn(WorkerId) -> bool) -> bool {
+        let Some(attempt) = self.open.as_ref().filter(|_| !self.sealed) else {
+            return false;
+        };
+        let mut held = attempt.owners.iter().zip(&attempt.buddies).zip(0u32..);
+        held.any(|((owner, buddy), part)| {
+            let holders = [Some(*owner), *buddy];
+            let goes = |holder: &Option<WorkerId>| holder.is_none_or(|w| w == worker || leaves(w));
+            holders.contains(&Some(worker)) && holders.iter().all(goes) && !attempt.parts.contains_key(&part)
+        })
+    }
+
     /// The attempt under way, if `worker` cannot have copied its state: it left its generation before the boundary.
     #[must_use]
     pub fn never_copied(&self, worker: WorkerId, name: StateName) -> Option<u64> {

@@ -83,10 +83,15 @@ impl<R: Rules> Conductor<R> {
         let parts_total = self.settings.parts_total;
         let at = |part: u32| members[part as usize % members.len()];
         let owners: Vec<WorkerId> = (0..parts_total).map(at).collect();
-        // The member behind the owner in the ring keeps a copy as well.
-        let buddies: Vec<Option<WorkerId>> = (0..parts_total)
-            .map(|part| (members.len() > 1).then(|| at(part + 1)))
-            .collect();
+        // The member behind the owner in the ring keeps a copy as well, or the next one that stays if the owner leaves.
+        let buddy = |part: u32| {
+            let behind = || (1..members.len() as u32).map(|i| at(part + i));
+            let stays = |w: &WorkerId| self.may_train(*w);
+            behind()
+                .find(|b| stays(b) || stays(&at(part)))
+                .or_else(|| behind().next())
+        };
+        let buddies: Vec<Option<WorkerId>> = (0..parts_total).map(buddy).collect();
         let since = self.ledger.head().map_or(0, |head| head.name.step);
         for worker in &members {
             let all = 0..parts_total;

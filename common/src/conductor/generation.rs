@@ -265,6 +265,7 @@ impl<R: Rules> Conductor<R> {
         if self.phase == Phase::Ended {
             return;
         }
+        self.admit_drains(turn);
         self.spawn_missing(turn);
         self.give_ids(turn);
         if let Phase::Closing {
@@ -325,7 +326,8 @@ impl<R: Rules> Conductor<R> {
         if !self.settings.spawns || self.stopping || self.not_before.is_some() {
             return;
         }
-        let staying = self.seats.len() - self.moves.draining.len().min(self.seats.len());
+        let leaving = self.moves.draining.len() + self.moves.held_back.len();
+        let staying = self.seats.len().saturating_sub(leaving);
         let missing = (self.settings.workers_target as usize).saturating_sub(staying);
         for _ in 0..missing {
             if !self.may_name(turn) {

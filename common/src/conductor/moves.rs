@@ -41,6 +41,8 @@ pub(super) struct Move {
 pub(super) struct Moves {
     /// Asked to leave, with the tick at which they leave whatever is open.
     pub(super) draining: BTreeMap<WorkerId, Tick>,
+    /// Asked to leave, and needed until what they alone hold of a checkpoint is stored (rule G13), or until this tick.
+    pub(super) held_back: BTreeMap<WorkerId, Tick>,
     /// Told to go.
     released: BTreeSet<WorkerId>,
     /// Steps done when the last drain began: a checkpoint from then on saves what the last clean members hold.
@@ -58,6 +60,7 @@ pub(super) struct Moves {
 impl Moves {
     pub(super) fn next_deadline(&self, settings: &Settings) -> Option<(Tick, &'static str)> {
         let waits = self.draining.iter().filter(|(w, _)| !self.released.contains(w));
+        let waits = waits.chain(&self.held_back);
         let drained = waits.map(|(_, at)| (*at, "a grace period ends")).min();
         let primed = self
             .under_way
@@ -66,6 +69,11 @@ impl Moves {
         let window = settings.policy.join_window_ms;
         let joins = self.joining_since.map(|since| (since + window, "joiners join at once"));
         [drained, primed, joins].into_iter().flatten().min()
+    }
+
+    /// All who were asked to leave.
+    pub(super) fn leaving(&self) -> impl Iterator<Item = WorkerId> {
+        self.draining.keys().chain(self.held_back.keys()).copied()
     }
 
     pub(super) fn primed(&mut self, worker: WorkerId, lanes: &[u32]) {
@@ -81,6 +89,7 @@ impl Moves {
         // Who is lost takes no lane over any more; members of a move stand in the order of their ids.
         self.under_way.take_if(|m| m.members.binary_search(&worker).is_ok());
         self.draining.remove(&worker);
+        self.held_back.remove(&worker);
         self.lane_ms.remove(&worker);
         self.released.remove(&worker)
     }
@@ -190,16 +199,53 @@ impl<R: Rules> Conductor<R> {
 
     /// Somebody has to go within `grace_ms`.
     pub(super) fn drain(&mut self, worker: WorkerId, grace_ms: u64, turn: &mut Turn) {
-        if !self.seats.contains(worker) || self.moves.draining.contains_key(&worker) {
+        let known = self.moves.draining.contains_key(&worker) || self.moves.held_back.contains_key(&worker);
+        if known || !self.seats.contains(worker) {
             return;
         }
+        turn.announce(RunEvent::WorkerDraining { worker, grace_ms });
         // A fifth of the grace is left for going: the last step, the answer, the process.
-        self.moves.draining.insert(worker, turn.now + grace_ms / 5 * 4);
+        let by = turn.now + grace_ms / 5 * 4;
+        if self.must_stay(worker) {
+            self.moves.held_back.insert(worker, by);
+        } else {
+            self.begin_drain(worker, by, turn);
+        }
+    }
+
+    /// Whether a checkpoint's part would go with `worker` and those who drain already. Without a third there is no choice.
+    fn must_stay(&self, worker: WorkerId) -> bool {
+        let leaves = |w: WorkerId| self.moves.draining.contains_key(&w);
+        let third = |w: &WorkerId| *w != worker && !leaves(*w) && !self.moves.held_back.contains_key(w);
+        self.ledger.last_copy_goes(worker, leaves) && self.seats.ready().iter().any(third)
+    }
+
+    fn begin_drain(&mut self, worker: WorkerId, by: Tick, turn: &mut Turn) {
+        self.moves.draining.insert(worker, by);
         self.moves.drain_since = self.steps_done;
         self.moves.under_way = None;
-        turn.announce(RunEvent::WorkerDraining { worker, grace_ms });
-        if matches!(self.phase, Phase::Waiting) {
-            self.let_drained_go(turn);
+        let plan = match &self.phase {
+            Phase::Waiting => return self.let_drained_go(turn),
+            Phase::Persisting { plan, .. }
+            | Phase::Forming { plan, .. }
+            | Phase::Running { plan }
+            | Phase::Closing { plan, .. } => plan,
+            Phase::Ended => return,
+        };
+        // Who is in no generation hands nothing over.
+        if plan.rank_of(worker).is_none() && self.moves.released.insert(worker) {
+            turn.send(worker, ToWorker::Finish);
+        }
+    }
+
+    /// Those who were needed and are not any more, or whose time is up, drain now.
+    pub(super) fn admit_drains(&mut self, turn: &mut Turn) {
+        let held: Vec<(WorkerId, Tick)> = self.moves.held_back.iter().map(|(w, by)| (*w, *by)).collect();
+        for (worker, by) in held {
+            if by <= turn.now || !self.must_stay(worker) {
+                self.moves.held_back.remove(&worker);
+                self.begin_drain(worker, by, turn);
+            }
         }
     }
 

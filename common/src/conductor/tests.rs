@@ -1,6 +1,7 @@
 //! Stories told to the brain directly, and a small world of conductor and followers in which workers die at bad moments.
 
 mod choices;
+mod drains;
 mod failures;
 mod history;
 mod reigns;

@@ -311,3 +311,42 @@ fn signal_asks_for_a_boundary_and_the_end_of_the_grace_does_not() {
     let late = follower.step(Event::Ticked, 6_000);
     assert!(matches!(late.last(), Some(Command::Exit { code: 0, .. })), "{late:?}");
 }
+
+#[test]
+fn signal_between_two_generations_asks_since_nobody_else_may_hold_the_state() {
+    let mut follower = leased();
+    let (generation, cause) = (Generation(1), None);
+    let name = StateName {
+        step: 4,
+        applied_gen: generation,
+    };
+    follower.step(
+        Event::TrainerStopped {
+            generation,
+            name,
+            cause,
+        },
+        500,
+    );
+    let asked = follower.step(Event::SignalReceived, 1_000);
+    assert_eq!(asked, vec![Command::Tell(FromWorker::Draining { grace_ms: 5_000 })]);
+    // It is needed once more, and goes when it is told.
+    let plan = Plan {
+        term: Term(3),
+        ..plan(2)
+    };
+    assert_eq!(follower.step(Event::Heard(ToWorker::Form { plan }), 1_100).len(), 1);
+    let told = follower.step(Event::Heard(ToWorker::Finish), 2_000);
+    assert!(matches!(told.last(), Some(Command::Exit { code: 0, .. })), "{told:?}");
+}
+
+#[test]
+fn signal_before_a_worker_is_ready_ends_it_with_a_word() {
+    let mut follower: Follower = Follower::new(Settings {
+        grace_ms: 5_000,
+        ..Settings::default()
+    });
+    let told = follower.step(Event::SignalReceived, 0);
+    assert_eq!(told[0], Command::Tell(FromWorker::Draining { grace_ms: 5_000 }));
+    assert!(matches!(told.last(), Some(Command::Exit { code: 0, .. })), "{told:?}");
+}
