@@ -98,7 +98,8 @@ pub async fn lead(
                 tracing::info!(leader = seen.leader, "standing by");
                 Wait::Vacancy(seen)
             }
-            Err(error @ StoreError::Unreachable { .. }) => {
+            // One that is full grants no lease; both pass when somebody sees to it.
+            Err(error @ (StoreError::Unreachable { .. } | StoreError::Full { .. })) => {
                 tracing::warn!(%error, "no election can be held");
                 Wait::Pause
             }
@@ -124,11 +125,13 @@ impl Broken {
     fn may_stand_again(&mut self, error: &CoordinatorError, lasted: Duration) -> bool {
         let actor = match error {
             CoordinatorError::ActorFailed { .. } => true,
-            CoordinatorError::Store(StoreError::Unknown { .. } | StoreError::Unreachable { .. }) => false,
+            CoordinatorError::Store(
+                StoreError::Unknown { .. } | StoreError::Unreachable { .. } | StoreError::Full { .. },
+            ) => false,
             _ => return false,
         };
         self.in_a_row = if lasted < SHORT_REIGN { self.in_a_row + 1 } else { 1 };
-        // A store that is away comes back; a bug that is met again at once does not go away.
+        // A store that is away or full comes back; a bug that is met again at once does not go away.
         !actor || self.in_a_row <= BROKEN_MAX
     }
 }

@@ -100,6 +100,12 @@ pub trait Reign: Debug + Send + Sync + 'static {
     /// [`StoreError`].
     async fn records(&self) -> Result<Vec<Record>, StoreError>;
 
+    /// Whether an append that found no space may be made again in this reign when there is some. A store that cannot is
+    /// opened anew.
+    fn outlasts_a_full_store(&self) -> bool {
+        false
+    }
+
     /// Ends the reign at once, so that nobody has to wait for its lease.
     ///
     /// # Errors

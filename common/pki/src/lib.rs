@@ -8,8 +8,8 @@ use rcgen::{
 };
 use std::time::{Duration, SystemTime};
 
-/// Clocks of machines differ: what is made is valid a little before that.
-pub const SKEW: Duration = Duration::from_secs(3_600);
+/// Clocks of machines differ, and may jump: what is made is valid a day before that.
+pub const SKEW: Duration = Duration::from_secs(86_400);
 /// A list of what is revoked says that it holds so long. Nobody refuses an older one: it is read again when it changes.
 const LIST_HOLDS: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Longest name of a node: a label of a DNS name (RFC 1035, 2.3.4).

@@ -149,6 +149,14 @@ pub enum RunEvent {
         /// The revision.
         entry: Quarantined,
     },
+    /// The metadata store has no space: steps go on, but nobody joins or is replaced and no checkpoint is committed until
+    /// it has.
+    StoreFilledUp {
+        /// In its words, and what to do.
+        reason: String,
+    },
+    /// It takes records again.
+    StoreHasRoom,
     /// Fewer workers than needed.
     Waiting {
         /// Ready now.

@@ -43,6 +43,8 @@ pub(crate) enum Msg {
     },
     /// Everything a worker said has been passed on and its stream has ended.
     Disconnected { worker: WorkerId },
+    /// People should hear of this.
+    Announce(RunEvent),
     /// A record could not be written, or this reign is over.
     StoreFailed(StoreError),
     /// The reign holds for so long from now.
@@ -148,6 +150,10 @@ impl State {
                 self.sessions.remove(&worker);
                 let exit = self.exits.remove(&worker);
                 exit.into_iter().chain([Event::StreamLost { worker }]).collect()
+            }
+            Msg::Announce(event) => {
+                tell(&self.args.journal, event);
+                Vec::new()
             }
             Msg::StoreFailed(error) => {
                 tell(&self.args.root, root::Msg::Failed(error.into()));

@@ -1,11 +1,15 @@
 //! Makes records durable, one at a time, in order.
 
 use super::conductor;
-use crate::store::Reign;
+use crate::store::{Reign, StoreError};
 use argosy_common::conductor::Event;
-use argosy_common::events::Record;
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use argosy_common::events::{Record, RunEvent};
+use ractor::{Actor, ActorProcessingErr, ActorRef, ActorStatus};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// A store that is full is asked again so often: somebody has to make room first.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Store;
 
@@ -46,7 +50,7 @@ impl Actor for Store {
         if state.failed {
             return Ok(());
         }
-        let answer = match state.store.append(state.revision, &record).await {
+        let answer = match state.append(&record, &reply_to).await {
             Ok(revision) => {
                 state.revision = revision;
                 conductor::Msg::Event(Event::Persisted)
@@ -58,5 +62,35 @@ impl Actor for Store {
         };
         let _ = reply_to.cast(answer); // gone at the end of a run
         Ok(())
+    }
+}
+
+impl State {
+    /// Appends, waiting for room where the store has none: it has written nothing, and whoever waits for this record waits
+    /// as for a store that is away.
+    async fn append(&self, record: &Record, conductor: &ActorRef<conductor::Msg>) -> Result<u64, StoreError> {
+        let mut full = false;
+        loop {
+            let tried = self.store.append(self.revision, record).await;
+            let error = match tried {
+                Err(error @ StoreError::Full { .. }) if self.store.outlasts_a_full_store() => error,
+                other => {
+                    if full && other.is_ok() {
+                        tracing::info!("the store has room again");
+                        let _ = conductor.cast(conductor::Msg::Announce(RunEvent::StoreHasRoom)); // gone
+                    }
+                    return other;
+                }
+            };
+            if !std::mem::replace(&mut full, true) {
+                tracing::error!(%error, "no record can be written; steps go on, and this is tried again every second");
+                let reason = error.to_string();
+                let _ = conductor.cast(conductor::Msg::Announce(RunEvent::StoreFilledUp { reason })); // gone
+            }
+            if conductor.get_status() >= ActorStatus::Stopping {
+                return Err(error);
+            }
+            tokio::time::sleep(FULL_PAUSE).await;
+        }
     }
 }

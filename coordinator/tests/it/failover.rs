@@ -4,7 +4,7 @@ use crate::stores::etcd::EtcdPlace;
 use crate::stores::{Place as _, elected};
 use crate::story::{Story, in_time, options};
 use crate::{generations, steps, succeeded, worker};
-use argosy_common::events::{Record, RunEvent};
+use argosy_common::events::{Record, RunEvent, StampedEvent};
 use argosy_common::ids::{Generation, StateName, WorkerId};
 use argosy_coordinator::store::{Campaign, MetaStore, RedbPlace, Sighting, StoreError};
 use argosy_coordinator::{CoordinatorError, CoordinatorOptions, EVENTS_FILE, META_FILE, Outcome};
@@ -165,6 +165,33 @@ async fn members_train_on_while_etcd_is_away_longer_than_the_leaders_lease() {
     house.first.world.open_gate(u64::MAX);
     succeeded(&house.first.outcome().await.unwrap());
     assert_eq!(house.formed().await, before, "its next reign kept the generation");
+    house.first.world.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_whose_etcd_is_full_says_what_to_do_and_goes_on_when_there_is_room() {
+    let mut house = House::with_six_steps().await;
+    let before = house.formed().await;
+    house.place.fill().await;
+    // Asked of one that is full, an election cannot be held: a standby waits, too.
+    let mut second = house.standby();
+    house.first.world.open_gate(u64::MAX);
+    // To the last step nothing has to be written; its checkpoint has.
+    for id in [1, 2] {
+        house.first.world.until_applied(WorkerId(id), 18).await;
+    }
+    house
+        .first
+        .until(|e| matches!(e, RunEvent::StoreFilledUp { reason } if reason.contains("NOSPACE") && reason.contains("quota")))
+        .await;
+    let committed = |e: &StampedEvent| matches!(e.event, RunEvent::CheckpointCommitted { .. });
+    assert!(!house.first.seen.iter().any(committed));
+    house.place.make_room().await;
+    let name = succeeded(&house.first.outcome().await.unwrap());
+    assert_eq!((name.step, name.applied_gen), (20, before[before.len() - 1]));
+    assert!(house.first.seen.iter().any(|e| e.event == RunEvent::StoreHasRoom));
+    succeeded(&second.outcome().await.unwrap());
+    assert_eq!(house.formed().await, before);
     house.first.world.assert_clean();
 }
 

@@ -3,6 +3,7 @@
 
 mod bits;
 mod buckets;
+mod clocks;
 mod cluster;
 mod deploy;
 mod harness;

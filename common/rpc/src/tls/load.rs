@@ -7,6 +7,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::io::Read as _;
@@ -88,7 +89,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-pub(super) fn parse(pem: &Pem, place: &Path) -> Result<Loaded, TlsError> {
+pub(super) fn parse(pem: &Pem, place: &Path, clock: &Arc<dyn TimeProvider>) -> Result<Loaded, TlsError> {
     let bad = |reason: String| TlsError::Bad {
         place: place.to_owned(),
         reason,
@@ -119,7 +120,7 @@ pub(super) fn parse(pem: &Pem, place: &Path) -> Result<Loaded, TlsError> {
         .map_err(|e| bad(format!("{CA_FILE} or {REVOKED_FILE}: {e}")))?;
 
     // The key has to be the certificate's: rustls compares them here.
-    let mut server = ServerConfig::builder_with_provider(provider())
+    let mut server = ServerConfig::builder_with_details(provider(), Arc::clone(clock))
         .with_protocol_versions(&[&TLS13])
         .map_err(|e| bad(e.to_string()))?
         .with_client_cert_verifier(Arc::clone(&clients))
@@ -127,7 +128,7 @@ pub(super) fn parse(pem: &Pem, place: &Path) -> Result<Loaded, TlsError> {
         .map_err(|e| bad(format!("{CERTIFICATE_FILE} and {KEY_FILE}: {e}")))?;
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
-    let mut client = ClientConfig::builder_with_provider(provider())
+    let mut client = ClientConfig::builder_with_details(provider(), Arc::clone(clock))
         .with_protocol_versions(&[&TLS13])
         .map_err(|e| bad(e.to_string()))?
         .with_webpki_verifier(servers)
@@ -148,6 +149,7 @@ pub(super) fn parse(pem: &Pem, place: &Path) -> Result<Loaded, TlsError> {
         peer_server: Arc::new(peer_server),
         peer_client: Arc::new(peer_client),
         verifier: clients,
+        clock: Arc::clone(clock),
         coordinator: role(COORDINATOR_NAME)?,
         worker: role(WORKER_NAME)?,
     })

@@ -13,8 +13,9 @@ pub use load::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, REVOKED_FILE, TlsError};
 
 use argosy_common::node::{COORDINATOR_NAME, Role, WORKER_NAME};
 use load::{Stamps, parse};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::danger::ClientCertVerifier;
+use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use rustls::{CertificateError, ClientConfig, ServerConfig};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,8 @@ pub struct Tls(Arc<Shared>);
 
 struct Shared {
     folder: Option<PathBuf>,
+    /// What certificates' days are counted by. Nothing else of a session looks at a clock that can be set.
+    clock: Arc<dyn TimeProvider>,
     now: Mutex<(Stamps, Arc<Loaded>)>,
 }
 
@@ -64,6 +67,7 @@ pub struct Loaded {
     peer_server: Arc<ServerConfig>,
     peer_client: Arc<ClientConfig>,
     verifier: Arc<dyn ClientCertVerifier>,
+    clock: Arc<dyn TimeProvider>,
     coordinator: ServerName<'static>,
     worker: ServerName<'static>,
 }
@@ -91,9 +95,18 @@ impl Tls {
     /// # Errors
     /// [`TlsError`] if they do not fit together.
     pub fn new(pem: &Pem) -> Result<Self, TlsError> {
-        let loaded = Arc::new(parse(pem, Path::new("certificates"))?);
+        Self::judged_by(pem, Arc::new(DefaultTimeProvider))
+    }
+
+    /// The same with another clock than the system's.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn judged_by(pem: &Pem, clock: Arc<dyn TimeProvider>) -> Result<Self, TlsError> {
+        let loaded = Arc::new(parse(pem, Path::new("certificates"), &clock)?);
         Ok(Self(Arc::new(Shared {
             folder: None,
+            clock,
             now: Mutex::new((Stamps::default(), loaded)),
         })))
     }
@@ -104,9 +117,11 @@ impl Tls {
     /// [`TlsError`]: what is missing or wrong, and which file it is in.
     pub fn open(folder: &Path) -> Result<Self, TlsError> {
         let stamps = Stamps::of(folder);
-        let loaded = Arc::new(parse(&load::read(folder)?, folder)?);
+        let clock: Arc<dyn TimeProvider> = Arc::new(DefaultTimeProvider);
+        let loaded = Arc::new(parse(&load::read(folder)?, folder, &clock)?);
         Ok(Self(Arc::new(Shared {
             folder: Some(folder.to_owned()),
+            clock,
             now: Mutex::new((stamps, loaded)),
         })))
     }
@@ -122,7 +137,7 @@ impl Tls {
         };
         let stamps = Stamps::of(folder);
         if stamps != now.0 {
-            match load::read(folder).and_then(|pem| parse(&pem, folder)) {
+            match load::read(folder).and_then(|pem| parse(&pem, folder, &self.0.clock)) {
                 Ok(loaded) => {
                     tracing::info!(folder = %folder.display(), node = loaded.node, "certificates were read again");
                     *now = (stamps, Arc::new(loaded));
@@ -174,7 +189,10 @@ impl Loaded {
         let Some((own, others)) = chain.split_first() else {
             return false;
         };
-        let judged = self.verifier.verify_client_cert(own, others, UnixTime::now());
+        let Some(now) = self.clock.current_time() else {
+            return false;
+        };
+        let judged = self.verifier.verify_client_cert(own, others, now);
         matches!(
             judged,
             Err(rustls::Error::InvalidCertificate(CertificateError::Revoked))

@@ -6,8 +6,11 @@ use argosy_common::node::Role;
 use argosy_pki::{Authority, Issued};
 use argosy_rpc::server::{Limits, serve};
 use argosy_rpc::{Pem, RpcError, Session, Tls, connect, connect_with};
+use rustls::pki_types::UnixTime;
+use rustls::time_provider::TimeProvider;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -236,6 +239,52 @@ async fn revoked_worker_is_cut_off_and_kept_out_and_others_are_not() {
     good_session.outgoing.send(word.clone()).await.unwrap();
     assert_eq!(in_time(good_guest.words.recv()).await, Some(word));
     knock(&endpoint, TOKEN, &pki.tls(&good)).await.unwrap();
+}
+
+/// A wall clock that somebody sets while the process runs: off by so many seconds.
+#[derive(Debug, Default)]
+struct Jumping(AtomicI64);
+
+impl TimeProvider for Jumping {
+    fn current_time(&self) -> Option<UnixTime> {
+        let now = UnixTime::now()
+            .as_secs()
+            .checked_add_signed(self.0.load(Ordering::SeqCst))?;
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(now)))
+    }
+}
+
+#[tokio::test]
+async fn clocks_that_jump_an_hour_forward_and_back_disturb_no_session_and_no_handshake() {
+    let pki = Pki::new();
+    // Made this moment, so that a clock that goes back stands before it.
+    let now = SystemTime::now();
+    let made = |node: &str, role| pki.pem(&pki.0.issue(node, role, now, now + DAY).unwrap());
+    let (theirs, ours) = (Arc::new(Jumping::default()), Arc::new(Jumping::default()));
+    let head = Tls::judged_by(&made("head-1", Role::Coordinator), theirs.clone()).unwrap();
+    let worker = Tls::judged_by(&made("gpu-1", Role::Worker), ours.clone()).unwrap();
+    let (endpoint, mut guests) = secured(head).await;
+    let session = knock(&endpoint, TOKEN, &worker).await.unwrap();
+    let mut guest = in_time(guests.recv()).await.unwrap();
+    for (their, our) in [
+        (3_600, 0),
+        (-3_600, 0),
+        (0, 3_600),
+        (0, -3_600),
+        (3_600, -3_600),
+        (-3_600, 3_600),
+    ] {
+        theirs.0.store(their, Ordering::SeqCst);
+        ours.0.store(our, Ordering::SeqCst);
+        let word = argosy_common::events::FromWorker::Heartbeat;
+        session.outgoing.send(word.clone()).await.unwrap();
+        assert_eq!(in_time(guest.words.recv()).await, Some(word), "{their} and {our} s off");
+        knock(&endpoint, TOKEN, &worker).await.unwrap();
+    }
+    // Days are judged all the same.
+    theirs.0.store(2 * 86_400, Ordering::SeqCst);
+    let refused = knock(&endpoint, TOKEN, &worker).await.unwrap_err();
+    assert!(refused.to_string().contains("CertificateExpired"), "{refused}");
 }
 
 #[tokio::test]

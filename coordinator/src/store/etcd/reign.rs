@@ -175,6 +175,11 @@ impl Reign for EtcdReign {
         }
     }
 
+    /// Etcd refuses what needs space and does all else: the lease is renewed meanwhile.
+    fn outlasts_a_full_store(&self) -> bool {
+        true
+    }
+
     async fn records(&self) -> Result<Vec<Record>, StoreError> {
         log::read(&self.etcd).await
     }

@@ -312,6 +312,8 @@ impl Progress {
                 reason,
             } => warn(&format!("{worker} goes: {reason}")),
             RunEvent::Blamed { worker: None, reason } => warn(reason),
+            RunEvent::StoreFilledUp { reason } => warn(reason),
+            RunEvent::StoreHasRoom => "the store of the run's records has room again".to_owned(),
             RunEvent::Quarantined { entry } => warn(&format!(
                 "rows {}..{} of shard {} (source {}) are given up from step {} on: {}",
                 entry.rows.from, entry.rows.until, entry.rows.shard, entry.rows.source, entry.holds_from, entry.reason

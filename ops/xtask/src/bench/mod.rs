@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 
 mod cluster;
+mod failover;
 mod figure;
 mod index;
 mod loader_demo;
@@ -52,6 +53,7 @@ const BENCHES: &[&Bench] = &[
     &ring::BENCH,
     &cluster::CHECKPOINT_STALL,
     &cluster::JOIN_STALL,
+    &failover::BENCH,
     &sim::PASS,
     &sim::DECISIONS,
 ];

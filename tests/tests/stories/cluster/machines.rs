@@ -126,12 +126,17 @@ pub(crate) fn until(what: &str, all: &mut [&mut Started], done: impl Fn() -> boo
     }
 }
 
-/// Events of a coordinator so far; a line that is not whole yet is left out.
+/// Events of a coordinator so far.
 pub(crate) fn events(dir: &Path) -> Vec<RunEvent> {
+    stamped(dir).into_iter().map(|stamped| stamped.event).collect()
+}
+
+/// The same with their times; a line that is not whole yet is left out.
+pub(crate) fn stamped(dir: &Path) -> Vec<StampedEvent> {
     let text = std::fs::read_to_string(dir.join("events.jsonl")).unwrap_or_default();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let event = |line: &str| serde_json::from_str::<StampedEvent>(line).unwrap_or_else(|e| panic!("`{line}`: {e}"));
-    whole.lines().map(|line| event(line).event).collect()
+    whole.lines().map(event).collect()
 }
 
 /// Every file below `folder`.

@@ -3,6 +3,7 @@
 
 mod machines;
 mod namespaces;
+mod outage;
 
 use crate::harness::{argosy_to_end, argosy_to_end_in, audit_in, my_turn, program, text};
 use crate::leave::{EXACT, undisturbed, weights_in};
@@ -15,6 +16,7 @@ use nix::sys::signal::Signal;
 use std::path::{Path, PathBuf};
 
 const EPOCHS: u32 = 60;
+const CADENCE: &str = "every_samples = 2400\n";
 
 /// `argosy` must do it; what it wrote to stdout.
 fn must(args: &[&str]) -> String {
@@ -31,14 +33,19 @@ struct Cluster {
     heads: [u16; 2],
     /// Where the run lies.
     url: String,
+    /// What all machines have in their environment besides the bucket.
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Cluster {
     fn prepare() -> Self {
-        let stage = stage(
-            EPOCHS,
-            "[workers]\nmin = 2\ntarget = 2\n[checkpoint]\nurl = \"s3://runs/here\"\nevery_samples = 2400\n",
-        );
+        Self::prepare_for(EPOCHS, CADENCE)
+    }
+
+    /// `cadence`: the job's lines on checkpoints.
+    fn prepare_for(epochs: u32, cadence: &str) -> Self {
+        let more = format!("[workers]\nmin = 2\ntarget = 2\n[checkpoint]\nurl = \"s3://runs/here\"\n{cadence}");
+        let stage = stage(epochs, &more);
         let double = S3Double::start(Faults::default()).expect("a server");
         for entry in std::fs::read_dir(stage.path("shards")).expect("shards") {
             let path = entry.expect("a shard").path();
@@ -77,6 +84,7 @@ impl Cluster {
             etcd_port: free_port(),
             heads: [free_port(), free_port()],
             url,
+            environment: Vec::new(),
         }
     }
 
@@ -88,7 +96,7 @@ impl Cluster {
         Machine {
             name: name.to_owned(),
             folder: self.stage.path("machines"),
-            environment: self.double.environment(),
+            environment: [self.double.environment(), self.environment.clone()].concat(),
         }
     }
 
