@@ -2,7 +2,7 @@
 //!
 //! [`Faults`] says what goes wrong when, and keeps a log of every request. Two stores obey it: [`FaultyStore`] round any
 //! `ObjectStore` inside the process, whose waiting follows tokio's clock (paused in tests), and [`StoreDouble`], a server of
-//! S3, of Google's storage or of Azure's on loopback. Faults are planned by request, not by time, so that a test says which request fails and how often.
+//! S3, of Google's storage or of Azure's on loopback. [`Moto`] starts somebody else's server of S3. Faults are planned by request, not by time, so that a test says which request fails and how often.
 //!
 //! ```
 //! use argosy_test_stores::{Fault, Faults, Op, Rule};
@@ -14,6 +14,7 @@ mod azure;
 mod body;
 mod faults;
 mod listing;
+mod moto;
 mod objects;
 mod s3;
 mod server;
@@ -22,5 +23,6 @@ mod tests;
 mod wrapper;
 
 pub use faults::{Call, Fault, Faults, Op, Rule, Storm};
+pub use moto::Moto;
 pub use server::{Kind, S3Double, StoreDouble};
 pub use wrapper::FaultyStore;

@@ -2,10 +2,10 @@
 
 use crate::harness::{self, Environment, Run, audit_in, my_turn, text};
 use crate::leave::{EXACT, undisturbed, weights_in};
-use crate::{ROWS, SHARDS, Stage, stage, wait_for_step};
+use crate::{ROWS, SHARDS, Stage, members, stage, wait_for_step};
 use argosy_common::events::{RunEvent, StampedEvent};
 use argosy_common::exit::Exit;
-use argosy_test_stores::{Fault, Faults, Op, Rule, S3Double, Storm};
+use argosy_test_stores::{Fault, Faults, Moto, Op, Rule, S3Double, Storm};
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -99,6 +99,49 @@ fn story_run_on_a_bucket_that_fails_now_and_then_is_left_and_ends_with_the_undis
         weights_in(&environment, &dir) == undisturbed(&stage),
         "seed {seed}: the bits differ"
     );
+}
+
+#[test]
+#[ignore = "needs moto: the long tier"]
+fn story_run_on_motos_bucket_is_left_killed_and_resumed_and_ends_with_the_undisturbed_bits() {
+    let Some(moto) = Moto::start(&["data", "runs"]).expect("a server") else {
+        println!("SKIP {}", Moto::SKIP);
+        return;
+    };
+    let _turn = my_turn();
+    let stage = stage(EPOCHS, CADENCE);
+    // For the job; the shards are moto's.
+    let (_, mut more) = bucket(&stage);
+    for entry in std::fs::read_dir(stage.path("shards")).expect("shards") {
+        let path = entry.expect("a shard").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        moto.insert("data", &format!("squares/{name}"), &path).expect("stored");
+    }
+    let (environment, dir) = (moto.environment(), stage.path("run"));
+    let mut run = start(&stage, &environment, &dir, 2, &more);
+    wait_for_step(&mut run, 40);
+    run.signal(Signal::SIGINT);
+    assert_eq!(
+        run.wait_for_end(),
+        i32::from(Exit::Interrupted.code()),
+        "{}",
+        run.dump()
+    );
+    more.push("--resume");
+    let mut run = start(&stage, &environment, &dir, 2, &more);
+    wait_for_step(&mut run, 70);
+    let pids = members(&mut run);
+    run.signal(Signal::SIGKILL);
+    run.wait_until_gone(&pids);
+    let mut run = start(&stage, &environment, &dir, 1, &more);
+    assert_eq!(run.wait_for_end(), 0, "{}", run.dump());
+    let report = audit_in(&environment, &dir);
+    assert_eq!(
+        report["trained"],
+        u64::from(EPOCHS) * (SHARDS * ROWS) as u64,
+        "{report:#}"
+    );
+    assert!(weights_in(&environment, &dir) == undisturbed(&stage), "the bits differ");
 }
 
 /// Steps of all checkpoints that a run's processes announced.

@@ -2,7 +2,7 @@ use super::*;
 use argosy_common::events::MANIFEST_VERSION;
 use argosy_common::ids::{Generation, StateName};
 use argosy_common::steplog::{MaskReason, MaskedRow};
-use argosy_test_stores::{Fault, Faults, Op, Rule, S3Double};
+use argosy_test_stores::{Fault, Faults, Moto, Op, Rule, S3Double};
 use object_store::memory::InMemory;
 
 fn state() -> State {
@@ -96,9 +96,35 @@ async fn manifest_written_again_is_the_same_one_and_never_another() {
 #[tokio::test]
 async fn leaders_who_race_for_one_manifest_in_a_bucket_leave_the_first_ones_and_both_know_which() {
     let double = S3Double::start(Faults::default()).unwrap();
-    for round in 1..=8 {
+    race(8, || double.client("bucket").unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs moto: the long tier"]
+async fn leaders_who_race_for_one_manifest_in_motos_bucket_leave_the_first_ones_and_both_know_which() {
+    let Some(moto) = Moto::start(&["bucket"]).unwrap() else {
+        println!("SKIP {}", Moto::SKIP);
+        return;
+    };
+    let client = || moto.client("bucket").unwrap();
+    race(50, client).await;
+    let mut state = State {
+        store: client(),
+        last: None,
+    };
+    // What is deleted is gone, what later manifests refer to stays.
+    let parent = "50/manifest.json";
+    let next = state.attempt(51, 3..=4, Some(parent)).await;
+    assert_eq!(state.write(next).await.unwrap(), "51/manifest.json");
+    collect(state.store.as_ref(), 50, true).await.unwrap();
+    assert!(state.has("50/steps.jsonl").await && !state.has(parent).await);
+    assert!(state.has("5/manifest.json").await && state.has("51/manifest.json").await);
+}
+
+async fn race(rounds: u64, client: impl Fn() -> Arc<dyn ObjectStore>) {
+    for round in 1..=rounds {
         let leaders = [1, 2].map(|_| State {
-            store: double.client("bucket").unwrap(),
+            store: client(),
             last: None,
         });
         let [mut one, mut other] = leaders;
