@@ -405,6 +405,12 @@ impl<R: Rules> Conductor<R> {
                 inside,
                 left,
             } => self.rejoined(worker, addr, name, inside, left, turn),
+            // Before it was ready that may be its machine's fault: others, who are ready, go on without it.
+            FromWorker::Failed { message, .. }
+                if self.seats.ready_at(worker).is_none() && self.seats.ready_count() > 0 =>
+            {
+                self.lose(worker, &message, turn);
+            }
             FromWorker::Failed { exit, message } => {
                 let message = format!("{worker}: {message}");
                 self.end(Outcome::Failed { exit, message }, turn);

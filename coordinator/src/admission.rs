@@ -93,6 +93,9 @@ impl Guests {
                 "worker id {worker} is not expected: this coordinator starts its workers itself"
             )));
         }
+        if known.inside.is_empty() {
+            known.numeric_class = None; // who made it the run's has left
+        }
         if let Some(difference) = known.numeric_class.as_ref().and_then(|run| run.difference(class)) {
             return Err(Status::failed_precondition(format!(
                 "worker {worker} computes other bits than this run: {difference}; use the same device, build, threads and \
@@ -224,5 +227,12 @@ mod tests {
         let refused = enter(2, "device=cpu threads=4").unwrap_err();
         assert!(refused.message().contains("threads 4, this run has 2"), "{refused}");
         enter(2, "device=cpu threads=2").unwrap();
+        // When all have left, the next one says which class it is.
+        for worker in [1, 2] {
+            guests.left(WorkerId(worker));
+        }
+        enter(3, "device=cpu threads=4").unwrap();
+        let refused = enter(4, "device=cpu threads=2").unwrap_err();
+        assert!(refused.message().contains("threads 2, this run has 4"), "{refused}");
     }
 }

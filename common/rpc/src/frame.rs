@@ -235,6 +235,22 @@ mod tests {
     }
 
     #[test]
+    fn frame_that_announces_four_gigabytes_is_refused_by_its_length_whatever_was_expected() {
+        let mut huge = FrameHeader::new(FENCE, FrameKind::Reduce, 2, 9, 0);
+        huge.bytes = 4 << 30;
+        let mut out = Vec::new();
+        huge.encode(&mut out).unwrap();
+        let header = FrameHeader::decode(&out.try_into().unwrap()).unwrap();
+        for expected in [0, 1000, 4 << 30] {
+            let refused = header.expect(FENCE, FrameKind::Reduce, 2, 9, expected);
+            assert!(
+                matches!(refused, Err(FrameError::Foreign { what: "length", .. })),
+                "{refused:?}"
+            );
+        }
+    }
+
+    #[test]
     fn frame_with_any_flipped_bit_is_refused() {
         let good = encoded();
         for at in 0..HEADER_BYTES * 8 {

@@ -5,9 +5,11 @@ use crate::stores::{Place as _, elected};
 use crate::story::{Story, in_time, options};
 use crate::{generations, steps, succeeded, worker};
 use argosy_common::events::{Record, RunEvent, StampedEvent};
+use argosy_common::exit::Exit;
 use argosy_common::ids::{Generation, StateName, WorkerId};
 use argosy_coordinator::store::{Campaign, MetaStore, RedbPlace, Sighting, StoreError};
 use argosy_coordinator::{CoordinatorError, CoordinatorOptions, EVENTS_FILE, META_FILE, Outcome};
+use argosy_rpc::Returning;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -192,6 +194,33 @@ async fn leader_whose_etcd_is_full_says_what_to_do_and_goes_on_when_there_is_roo
     assert!(house.first.seen.iter().any(|e| e.event == RunEvent::StoreHasRoom));
     succeeded(&second.outcome().await.unwrap());
     assert_eq!(house.formed().await, before);
+    house.first.world.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn worker_that_returns_with_a_state_of_another_configuration_or_other_data_is_refused_and_nobody_else_notices() {
+    let mut house = House::with_six_steps().await;
+    let endpoint = format!("http://{}", house.addresses[0]);
+    let own = Returning {
+        config_hash: among(house.dir.path(), house.addresses[0]).job.config_hash(),
+        index_hash: 5,
+    };
+    let config = Returning {
+        config_hash: own.config_hash ^ 1,
+        ..own
+    };
+    let data = Returning { index_hash: 6, ..own };
+    for (returning, word) in [(config, "another training configuration"), (data, "another index")] {
+        let refused = in_time(worker::enter(&endpoint, WorkerId(3), Some(returning)))
+            .await
+            .unwrap_err();
+        assert_eq!(refused.exit(), Exit::Conflict, "{refused}");
+        let said = refused.to_string();
+        assert!(said.contains(word) && said.contains("start it anew"), "{said}");
+    }
+    house.first.world.open_gate(u64::MAX);
+    succeeded(&house.first.outcome().await.unwrap());
+    assert_eq!(generations(&house.first.seen).len(), 1, "{:?}", house.first.seen);
     house.first.world.assert_clean();
 }
 

@@ -16,7 +16,7 @@ pub(crate) async fn join(endpoint: &str, worker: WorkerId) -> Result<Session, Rp
     enter(endpoint, worker, None).await
 }
 
-async fn enter(endpoint: &str, worker: WorkerId, returning: Option<Returning>) -> Result<Session, RpcError> {
+pub(crate) async fn enter(endpoint: &str, worker: WorkerId, returning: Option<Returning>) -> Result<Session, RpcError> {
     let hello = Hello {
         worker,
         node: String::new(),

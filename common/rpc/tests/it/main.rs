@@ -215,6 +215,46 @@ async fn other_protocol_version_is_refused_with_both_versions() {
     assert!(message.contains("version 7, the coordinator 1"), "{message}");
 }
 
+/// A coordinator of another build: it lets everybody in and says its own version.
+struct Older;
+
+#[tonic::async_trait]
+impl proto::coordination_server::Coordination for Older {
+    type SessionStream = tokio_stream::Once<Result<proto::CoordinatorMessage, Status>>;
+
+    async fn session(
+        &self,
+        _: tonic::Request<tonic::Streaming<proto::WorkerMessage>>,
+    ) -> Result<tonic::Response<Self::SessionStream>, Status> {
+        let welcome = proto::Welcome {
+            protocol_version: PROTOCOL_VERSION + 4,
+            ..proto::Welcome::default()
+        };
+        let body = Some(proto::coordinator_message::Body::Welcome(welcome));
+        Ok(tonic::Response::new(tokio_stream::once(Ok(
+            proto::CoordinatorMessage { body },
+        ))))
+    }
+}
+
+#[tokio::test]
+async fn coordinator_of_another_protocol_version_is_refused_by_the_worker_with_both_versions() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let older = proto::coordination_server::CoordinationServer::new(Older);
+    let incoming = tonic::transport::server::TcpIncoming::from(listener);
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(older)
+            .serve_with_incoming(incoming),
+    );
+    let refused = in_time(connect(&endpoint, TOKEN, hello(1))).await.unwrap_err();
+    assert!(matches!(refused, RpcError::OtherVersion { theirs: 5 }), "{refused}");
+    assert_eq!(refused.exit(), Exit::Conflict);
+    let message = refused.to_string();
+    assert!(message.contains("version 5, this worker 1"), "{message}");
+}
+
 #[tokio::test]
 async fn unknown_worker_gets_the_doormans_sentence() {
     let (endpoint, _guests) = server().await;

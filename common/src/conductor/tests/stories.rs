@@ -294,6 +294,28 @@ fn state_from_before_a_resume_does_not_count_even_when_it_is_further() {
 }
 
 #[test]
+fn newcomer_that_fails_before_it_is_ready_ends_itself_and_a_member_that_fails_ends_the_run() {
+    let mut story = Story::two_running();
+    story.done(1, 5, 1);
+    story.tell(Event::WorkerConnected { worker: WorkerId(3) });
+    let failed = |worker| Event::Said {
+        worker: WorkerId(worker),
+        message: FromWorker::Failed {
+            exit: 78,
+            message: "this machine has no cuda:0".into(),
+        },
+    };
+    story.tell(failed(3));
+    assert_eq!(story.outcome, None, "the others train on");
+    assert!(story.dismissed.contains(&WorkerId(3)));
+    let why = |e: &RunEvent| matches!(e, RunEvent::WorkerLost { reason, .. } if reason.contains("no cuda:0"));
+    assert!(story.announced.iter().any(why), "{:?}", story.announced);
+    assert_eq!(story.last_plan().generation, Generation(1));
+    story.tell(failed(2));
+    assert!(matches!(&story.outcome, Some(Outcome::Failed { exit: 78, message }) if message.starts_with("w2: ")));
+}
+
+#[test]
 fn silent_worker_is_lost_after_the_failure_budget_and_killed() {
     let mut story = Story::two_running();
     story.done(1, 1, 1);
