@@ -44,14 +44,15 @@ pub fn pretrained_digest(model: &config::ModelConfig, base: &Path) -> Result<Opt
     Start::of(model, base).digest().map_err(ModelError::weights)
 }
 
-/// Where a model's own tokenizer lies: where the job says, or beside its weights.
+/// Where a model's own tokenizer lies: where the job says, or beside the weights of its text tower.
 #[must_use]
 pub fn tokenizer_file(model: &config::ModelConfig, base: &Path) -> Option<PathBuf> {
     if let Some(file) = &model.tokenizer {
         return Some(base.join(file));
     }
-    let beside = base.join(model.pretrained.as_ref()?).join(hub::HUB_TOKENIZER);
-    beside.is_file().then_some(beside)
+    let weights = [&model.pretrained_text_path, &model.pretrained];
+    let mut places = weights.into_iter().flatten();
+    places.find_map(|place| hub::beside(&base.join(place), hub::HUB_TOKENIZER))
 }
 
 /// Makes ids of captions for a model: CLIP's own tokenizer, or the one in `file` where the configuration names another.
@@ -183,32 +184,25 @@ pub fn resolve(model: &config::ModelConfig, base: &Path) -> Result<(ModelConfig,
 /// # Errors
 /// As [`resolve`].
 pub fn resolve_towers(model: &config::ModelConfig, base: &Path) -> Result<(ModelConfig, Preprocess), ModelError> {
-    let (mut built, mut preprocess) = match &model.config {
-        Some(file) => {
-            let path = base.join(file);
-            let text = std::fs::read_to_string(&path).map_err(|e| ModelError::File {
-                file: path.display().to_string(),
-                why: e.to_string(),
-            })?;
-            ModelConfig::from_json(&text)?
+    let own = model.config.as_ref().map(|file| read_model_file(&base.join(file)));
+    let own = own.transpose()?;
+    let (mut built, mut preprocess) = match (&own, &model.pretrained) {
+        (Some(text), _) => ModelConfig::from_json(text)?,
+        (None, Some(place)) if model.name.is_empty() => {
+            hub::read_config(&base.join(place)).map_err(ModelError::weights)?
         }
-        None => match &model.pretrained {
-            Some(folder) if model.name.is_empty() => {
-                hub::read_config(&base.join(folder)).map_err(ModelError::weights)?
-            }
-            _ => (ModelConfig::by_name(&model.name)?, Preprocess::default()),
-        },
+        (None, _) => (ModelConfig::by_name(&model.name)?, Preprocess::default()),
     };
     if model.force_quick_gelu {
-        built.quick_gelu = true;
-        if let Some(map) = built.source.as_object_mut() {
-            map.insert("quick_gelu".into(), true.into());
-        }
+        built.force_quick_gelu()?;
     }
     let trained = TrainedWith::of(model, base)?;
-    if let Some(trained) = &trained {
-        // As in OpenCLIP weights bring how their pictures are prepared.
-        preprocess = trained.preprocess;
+    if let Some(brought) = trained.preprocess() {
+        // As in OpenCLIP weights bring how their pictures are prepared; what the job says itself stays, and is compared.
+        preprocess = match &own {
+            Some(text) => ModelConfig::from_json_over(text, brought)?.1,
+            None => brought,
+        };
     }
     if let Some(mean) = model.image_mean {
         preprocess.mean = mean;
@@ -216,10 +210,17 @@ pub fn resolve_towers(model: &config::ModelConfig, base: &Path) -> Result<(Model
     if let Some(std) = model.image_std {
         preprocess.std = std;
     }
-    if let Some(trained) = trained.filter(|_| !model.pretrained_mismatch) {
+    if !model.pretrained_mismatch {
         trained.check(&built, &preprocess)?;
     }
     Ok((built, preprocess))
+}
+
+fn read_model_file(path: &Path) -> Result<String, ModelError> {
+    std::fs::read_to_string(path).map_err(|e| ModelError::File {
+        file: path.display().to_string(),
+        why: e.to_string(),
+    })
 }
 
 /// The model of a job as it is trained: with the bias that the sigmoid loss learns.
@@ -228,7 +229,7 @@ pub fn resolve_towers(model: &config::ModelConfig, base: &Path) -> Result<(Model
 /// As [`resolve`].
 pub fn resolve_job(job: &Job, base: &Path) -> Result<(ModelConfig, Preprocess), ModelError> {
     let (mut built, preprocess) = resolve(&job.model, base)?;
-    if job.train.loss == Loss::Siglip && built.init_logit_bias.is_none() {
+    if job.train.loss == Loss::Siglip {
         built.make_siglip();
     }
     Ok((built, preprocess))
@@ -326,5 +327,24 @@ mod tests {
         };
         let error = resolve(&job, Path::new("/nonexistent")).unwrap_err().to_string();
         assert!(error.contains("/nonexistent/none.json"), "{error}");
+    }
+
+    #[test]
+    fn sigmoid_loss_begins_as_open_clips_whatever_the_configuration_says_of_its_bias() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "version = 1\nname = \"s\"\n[model]\nconfig = \"model.json\"\n\
+                    [data]\nsources = [{ shards = \"00.tar\" }]\n[train]\nglobal_batch = 8\nloss = \"siglip\"\n";
+        let job = Job::from_toml("job.toml", text).unwrap();
+        for bias in [json!(null), json!(-3.0), json!(-10)] {
+            let model = json!({"embed_dim": 8, "vision_cfg": {"image_size": 32}, "text_cfg": {},
+                "init_logit_scale": 1.0, "init_logit_bias": bias});
+            std::fs::write(folder.path().join("model.json"), model.to_string()).unwrap();
+            let (built, _) = resolve_job(&job, folder.path()).unwrap();
+            assert_eq!(
+                (built.init_logit_bias, built.init_logit_scale),
+                (Some(-10.0), 10.0f64.ln())
+            );
+            assert_eq!(built.source["init_logit_bias"], -10.0);
+        }
     }
 }

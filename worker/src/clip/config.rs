@@ -1,10 +1,12 @@
 //! OpenCLIP's model configuration: what is read, and a clear sentence for what is not built.
 
+mod facts;
 mod keys;
 mod known;
 mod preprocess;
 mod read;
 
+pub use facts::Facts;
 pub use known::{Known, known};
 pub use preprocess::Preprocess;
 
@@ -187,6 +189,23 @@ pub struct TokenizerConfig {
     pub reduction_mask: Option<String>,
 }
 
+impl TokenizerConfig {
+    /// How captions are cleaned, where it is not said.
+    fn clean(&self) -> &str {
+        let own = if self.name.is_none() { "lower" } else { "whitespace" };
+        self.clean.as_deref().unwrap_or(own)
+    }
+
+    /// Whether the other makes the same ids of the same vocabulary, whatever that is called.
+    #[must_use]
+    pub fn works_like(&self, other: &Self) -> bool {
+        self.name.is_some() == other.name.is_some()
+            && self.clean() == other.clean()
+            && (&self.mode, self.strip_sep_token, &self.reduction_mask)
+                == (&other.mode, other.strip_sep_token, &other.reduction_mask)
+    }
+}
+
 impl std::fmt::Display for TokenizerConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name.as_deref().unwrap_or("CLIP's own"))?;
@@ -227,7 +246,21 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Gives the model what `--siglip` gives it (open_clip_train 3.3.0, `main.py`): a scale of 10 and a bias of -10 at first.
+    /// Makes the activation the quick GELU, as `--force-quick-gelu`.
+    ///
+    /// # Errors
+    /// When a tower says more of its activation than that one can be told.
+    pub fn force_quick_gelu(&mut self) -> Result<()> {
+        let mut source = self.source.clone();
+        if let Some(map) = source.as_object_mut() {
+            map.insert("quick_gelu".into(), true.into());
+        }
+        *self = read::model(&source)?;
+        Ok(())
+    }
+
+    /// Gives the model what `--siglip` gives it, whatever its configuration says (open_clip_train 3.3.0, `main.py`): a scale of
+    /// 10 and a bias of -10 at first.
     pub fn make_siglip(&mut self) {
         (self.init_logit_scale, self.init_logit_bias) = (10.0f64.ln(), Some(-10.0));
         if let Some(map) = self.source.as_object_mut() {
@@ -269,14 +302,21 @@ impl ModelConfig {
     /// # Errors
     /// Names the key that is missing, unknown or not built.
     pub fn from_json(text: &str) -> Result<(Self, Preprocess)> {
+        Self::from_json_over(text, Preprocess::default())
+    }
+
+    /// The same, where `preprocess` is what its `preprocess_cfg` leaves out.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_json`].
+    pub fn from_json_over(text: &str, preprocess: Preprocess) -> Result<(Self, Preprocess)> {
         let value: Value = serde_json::from_str(text).map_err(|e| ConfigError::Syntax(e.to_string()))?;
-        match value.get("model_cfg") {
-            Some(model) => Ok((
-                read::model(model)?,
-                preprocess::preprocess(value.get("preprocess_cfg"))?,
-            )),
-            None => Ok((read::model(&value)?, Preprocess::default())),
-        }
+        let Some(model) = value.get("model_cfg") else {
+            return Ok((read::model(&value)?, preprocess));
+        };
+        let model = read::model(model)?;
+        let preprocess = preprocess.overlaid(&value["preprocess_cfg"], Some(model.vision.image_size))?;
+        Ok((model, preprocess))
     }
 }
 
@@ -317,6 +357,38 @@ mod tests {
             ("", r#""embed_cls": true"#, "text_cfg.embed_cls"),
             ("", r#""proj_type": "none""#, "text_cfg.proj_type"),
             (r#""patch_size": 512"#, "", "vision_cfg.patch_size"),
+            (r#""width": 100, "head_width": 30"#, "", "vision_cfg.head_width"),
+            (
+                r#""layers": [1, 1, 1, 1], "width": 4, "head_width": 40"#,
+                "",
+                "vision_cfg.head_width",
+            ),
+            (
+                r#""layers": [1, 1, 1, 1], "width": 4, "image_size": 63"#,
+                "",
+                "vision_cfg.image_size",
+            ),
+            (r#""block_type": "custom""#, "", "vision_cfg.block_type"),
+            ("", r#""block_type": "custom""#, "text_cfg.block_type"),
+            ("", r#""hf_tokenizer_name": 7"#, "text_cfg.hf_tokenizer_name"),
+            ("", r#""tokenizer_mode": {}"#, "text_cfg.tokenizer_mode"),
+            ("", r#""tokenizer_kwargs": ["lower"]"#, "text_cfg.tokenizer_kwargs"),
+            (
+                "",
+                r#""tokenizer_kwargs": {"clean": 1}"#,
+                "text_cfg.tokenizer_kwargs.clean",
+            ),
+            (
+                "",
+                r#""tokenizer_kwargs": {"reduction_mask": true}"#,
+                "text_cfg.tokenizer_kwargs.reduction_mask",
+            ),
+            (
+                "",
+                r#""tokenizer_kwargs": {"strip_sep_token": "yes"}"#,
+                "text_cfg.tokenizer_kwargs.strip_sep_token",
+            ),
+            ("", r#""tokenizer_kwargs": {"claen": "lower"}"#, "did you mean clean"),
         ] {
             let json = format!(r#"{{"embed_dim": 8, "vision_cfg": {{{vision}}}, "text_cfg": {{{text}}}}}"#);
             let error = ModelConfig::from_json(&json).unwrap_err().to_string();
@@ -339,5 +411,36 @@ mod tests {
             (width, model.text.vocab_size, pre.mean[0], pre.std[2]),
             (768, 49_408, 0.5, 0.25)
         );
+    }
+
+    #[test]
+    fn config_words_for_what_is_the_default_are_accepted() {
+        let json = r#"{"embed_dim": 8, "quick_gelu": true,
+            "vision_cfg": {"block_type": "default", "act_kwargs": {}, "layers": 1, "width": 64},
+            "text_cfg": {"block_type": null, "act_kwargs": {}, "hf_tokenizer_name": "", "tokenizer_kwargs": {"clean": null}}}"#;
+        let (model, _) = ModelConfig::from_json(json).unwrap();
+        assert_eq!(model.text.tokenizer, TokenizerConfig::default());
+        let resnet = r#"{"embed_dim": 8, "text_cfg": {},
+            "vision_cfg": {"block_type": "default", "layers": [1, 1, 1, 1], "width": 4, "image_size": 62}}"#;
+        ModelConfig::from_json(resnet).unwrap();
+    }
+
+    #[test]
+    fn config_quick_gelu_is_forced_only_on_what_it_can_replace() {
+        let read = |act: &str| {
+            let json = format!(r#"{{"embed_dim": 8, "vision_cfg": {{}}, "text_cfg": {{"act_kwargs": {act}}}}}"#);
+            ModelConfig::from_json(&json).unwrap().0
+        };
+        for plain in ["null", "{}"] {
+            let mut model = read(plain);
+            model.force_quick_gelu().unwrap();
+            assert!(model.quick_gelu && model.source["quick_gelu"] == true);
+        }
+        for more in [r#"{"approximate": "tanh"}"#, r#"{"approximate": "none"}"#] {
+            let mut model = read(more);
+            let error = model.force_quick_gelu().unwrap_err().to_string();
+            assert!(error.contains("text_cfg.act_kwargs"), "{error}");
+            assert!(!model.quick_gelu);
+        }
     }
 }

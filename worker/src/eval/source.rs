@@ -3,7 +3,7 @@
 use crate::checkpoint::{CheckpointError, PartStore, read_manifest, read_state};
 use crate::clip::{ModelConfig, Preprocess};
 use crate::engine::{Engine, TorchEngine, TorchOptions};
-use crate::hub::{CreateError, HUB_CONFIG, HUB_WEIGHTS, create_model_and_transforms};
+use crate::hub::{CreateError, HUB_CONFIG, HUB_WEIGHTS, beside, create_model_and_transforms};
 use crate::model::{self, resolve};
 use argosy_common::config::{self, CheckpointConfig, Job};
 use argosy_common::events::{Manifest, RunEvent, StampedEvent};
@@ -144,8 +144,9 @@ fn load(checkpoint: &Path, model: &ModelArgs, threads: usize, which: Which, capt
             );
             return Err((Exit::NotFound, message));
         }
-        if bare && model.model.is_none() {
-            let message = format!("{shown} is a bare weight file: say by --model which model's it is");
+        if bare && model.model.is_none() && beside(checkpoint, HUB_CONFIG).is_none() {
+            let message =
+                format!("{shown} is a weight file without {HUB_CONFIG} beside it: say by --model which model's it is");
             return Err((Exit::Usage, message));
         }
         return from_weights(checkpoint, &model.job(checkpoint), options, captions);

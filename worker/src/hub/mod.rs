@@ -82,14 +82,26 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| failed("not UTF-8".into()))
 }
 
-/// Configuration of the model in a hub folder.
+/// The file `name` that belongs to weights: in their folder, or beside their file.
+#[must_use]
+pub fn beside(place: &Path, name: &str) -> Option<PathBuf> {
+    let path = if place.is_dir() {
+        place.join(name)
+    } else {
+        place.with_file_name(name)
+    };
+    (place.exists() && path.is_file()).then_some(path)
+}
+
+/// Configuration of the model in a hub folder, or beside its weight file.
 ///
 /// # Errors
 /// Names the file, or the key that is not built.
-pub fn read_config(folder: &Path) -> Result<(ModelConfig, Preprocess)> {
-    if !folder.is_dir() {
-        let why = format!("no folder with {HUB_CONFIG}; name the model of a bare file by model.name or model.config");
-        return Err(EngineError::State(format!("{}: {why}", folder.display())));
-    }
-    Ok(ModelConfig::from_json(&read_text(&folder.join(HUB_CONFIG))?)?)
+pub fn read_config(place: &Path) -> Result<(ModelConfig, Preprocess)> {
+    let Some(path) = beside(place, HUB_CONFIG) else {
+        let why =
+            format!("no {HUB_CONFIG} in it or beside it; name the model of bare weights by model.name or model.config");
+        return Err(EngineError::State(format!("{}: {why}", place.display())));
+    };
+    Ok(ModelConfig::from_json(&read_text(&path)?)?)
 }

@@ -121,6 +121,37 @@ pub fn by_tag(model: &str, tag: &str) -> Option<Published> {
     exact.or_else(|| all.into_iter().find(of))
 }
 
+/// Whether OpenCLIP has weights for a model of this name.
+#[must_use]
+pub fn has_tags(model: &str) -> bool {
+    published().iter().any(|row| family(&row.model) == family(model))
+}
+
+/// All weights of `tag`, where no model is named.
+#[must_use]
+pub fn of_tag(tag: &str) -> Vec<Published> {
+    let tag = clean(tag);
+    published().into_iter().filter(|row| row.tag == tag).collect()
+}
+
+impl Published {
+    /// Whether both were trained with the same activation, inputs and tokenizer.
+    #[must_use]
+    pub fn trained_like(&self, other: &Self) -> bool {
+        let of = |row: &Self| {
+            let words = [&row.interpolation, &row.resize_mode, &row.tokenizer].map(String::clone);
+            (row.quick_gelu, row.mean, row.std, words)
+        };
+        of(self) == of(other)
+    }
+
+    /// Whether both are weights of the same model, whichever activation its name says.
+    #[must_use]
+    pub fn same_family(&self, other: &Self) -> bool {
+        family(&self.model) == family(&other.model)
+    }
+}
+
 /// The weights that were released under this file's name.
 #[must_use]
 pub fn by_file(model: &str, path: &Path) -> Option<Published> {

@@ -87,7 +87,14 @@ fn embed_reads_captions_by_the_tokenizer_beside_the_weights_or_says_what_to_give
     );
     assert!(alone.status.success(), "{}", text(&alone.stderr));
     assert!(std::fs::read(at("beside.safetensors")).unwrap() == std::fs::read(at("bare.safetensors")).unwrap());
-    let nameless = embed(&bare, "x.safetensors", &[]);
+    // What lies beside a file is as good as what lies in the folder.
+    let beside = embed(&bare, "file.safetensors", &[]);
+    assert!(beside.status.success(), "{}", text(&beside.stderr));
+    assert!(std::fs::read(at("beside.safetensors")).unwrap() == std::fs::read(at("file.safetensors")).unwrap());
+    std::fs::create_dir(at("elsewhere")).unwrap();
+    let away = at("elsewhere/model.safetensors");
+    std::fs::copy(&bare, &away).unwrap();
+    let nameless = embed(&away, "x.safetensors", &[]);
     assert_eq!(nameless.status.code(), Some(2), "{}", text(&nameless.stderr));
 
     let out = at("exported");

@@ -102,6 +102,12 @@ impl<'a> Keys<'a> {
             .ok_or_else(|| self.invalid(key, format!("a word expected, got {value}")))
     }
 
+    /// A word; none where it is left out or empty.
+    pub(super) fn word(&mut self, key: &'static str) -> Result<Option<String>> {
+        let word = self.text(key, "")?;
+        Ok((!word.is_empty()).then(|| word.to_owned()))
+    }
+
     pub(super) fn mlp_width(&mut self, width: i64) -> Result<i64> {
         let ratio = self.float("mlp_ratio")?.unwrap_or(4.0);
         let hidden = width as f64 * ratio;
@@ -124,8 +130,8 @@ impl<'a> Keys<'a> {
                     let fixed = fixed.as_object().into_iter().flat_map(|map| map.keys());
                     let known: Vec<&str> = self.read.iter().copied().chain(fixed.map(String::as_str)).collect();
                     let why = match nearest(key, &known) {
-                        Some(name) => format!("no such key in OpenCLIP's native models; did you mean {name}?"),
-                        None => "no such key in OpenCLIP's native models".into(),
+                        Some(name) => format!("Argosy knows no key of that name; did you mean {name}?"),
+                        None => "Argosy knows no key of that name".into(),
                     };
                     return Err(self.unsupported(key, &why));
                 }

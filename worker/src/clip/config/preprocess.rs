@@ -1,6 +1,7 @@
 //! `preprocess_cfg`: how pictures become inputs.
 
-use super::{ConfigError, Result};
+use super::Result;
+use super::keys::{Keys, object};
 use argosy_shard_loader::resize::Filter;
 use argosy_shard_loader::transform::{Resize, ResizeMode};
 use serde_json::Value;
@@ -35,14 +36,93 @@ impl Preprocess {
     pub fn to_json(&self) -> Value {
         let same = |mode: ResizeMode| std::mem::discriminant(&mode) == std::mem::discriminant(&self.resize.mode);
         let mode = RESIZE_MODES.iter().find(|(_, mode)| same(*mode));
-        let fill = match self.resize.mode {
-            ResizeMode::Longest { fill } => fill,
-            ResizeMode::Shortest | ResizeMode::Squash => 0,
-        };
         serde_json::json!({
-            "mean": self.mean, "std": self.std, "interpolation": interpolation(self.resize.filter), "fill_color": fill,
+            "mean": self.mean, "std": self.std, "interpolation": interpolation(self.resize.filter), "fill_color": self.fill(),
             "resize_mode": mode.map(|(name, _)| name),
         })
+    }
+
+    /// What `cfg`, a `preprocess_cfg`, makes of this one: what it leaves out, or says `null` of, stays (open_clip 3.3.0,
+    /// `merge_preprocess_dict`). `image_size` is the model's, where it is known.
+    ///
+    /// # Errors
+    /// Names the key that is unknown, misshapen or not built.
+    pub fn overlaid(mut self, cfg: &Value, image_size: Option<i64>) -> Result<Self> {
+        if cfg.is_null() {
+            return Ok(self);
+        }
+        let mut keys = Keys::new("preprocess_cfg.", object("preprocess_cfg", cfg)?);
+        for (key, slot) in [("mean", &mut self.mean), ("std", &mut self.std)] {
+            let value = keys.take(key);
+            if !value.is_null() {
+                *slot = channels(&keys, key, value)?;
+            }
+        }
+        if self.std.iter().any(|s| *s <= 0.0) {
+            return Err(keys.invalid("std", format!("must be positive, got {:?}", self.std)));
+        }
+        self.overlay_resize(&mut keys)?;
+        let size = keys.take("size");
+        if !size.is_null() && !is_size(size, image_size) {
+            let own = image_size.map_or_else(
+                || "a square's side".into(),
+                |side| format!("the model's image_size {side}"),
+            );
+            return Err(keys.invalid("size", format!("{own} expected, got {size}")));
+        }
+        if keys.text("mode", "RGB")? != "RGB" {
+            return Err(keys.unsupported("mode", "pictures are RGB, in OpenCLIP too"));
+        }
+        keys.finish(&Value::Null)?;
+        Ok(self)
+    }
+
+    fn overlay_resize(&mut self, keys: &mut Keys<'_>) -> Result<()> {
+        let mut fill = self.fill();
+        let (mode, color, filter) = (
+            keys.take("resize_mode"),
+            keys.take("fill_color"),
+            keys.take("interpolation"),
+        );
+        if !mode.is_null() {
+            let known = RESIZE_MODES.iter().find(|(name, _)| mode == name);
+            let refused = || keys.unsupported("resize_mode", "Argosy evaluates with shortest, longest or squash");
+            self.resize.mode = known.ok_or_else(refused)?.1;
+        }
+        if !color.is_null() {
+            let number = color.as_u64().and_then(|n| u8::try_from(n).ok());
+            let refused = || keys.unsupported("fill_color", "Argosy fills with one number from 0 to 255");
+            fill = number.ok_or_else(refused)?;
+        }
+        if let ResizeMode::Longest { fill: own } = &mut self.resize.mode {
+            *own = fill;
+        }
+        if !filter.is_null() {
+            let known = INTERPOLATIONS.iter().find(|(name, _)| filter == name);
+            let refused = || keys.unsupported("interpolation", "Argosy evaluates with bicubic or bilinear");
+            self.resize.filter = known.ok_or_else(refused)?.1;
+        }
+        Ok(())
+    }
+
+    /// How pictures come to their size, in OpenCLIP's words.
+    #[must_use]
+    pub fn resize_words(&self) -> String {
+        let json = self.to_json();
+        let word = |key: &str| json[key].as_str().unwrap_or_default().to_owned();
+        let fill = match self.resize.mode {
+            ResizeMode::Longest { fill } => format!(" filled with {fill}"),
+            ResizeMode::Shortest | ResizeMode::Squash => String::new(),
+        };
+        format!("{} {}{fill}", word("interpolation"), word("resize_mode"))
+    }
+
+    /// What pictures that are not square are filled up with.
+    fn fill(&self) -> u8 {
+        match self.resize.mode {
+            ResizeMode::Longest { fill } => fill,
+            ResizeMode::Shortest | ResizeMode::Squash => 0,
+        }
     }
 }
 
@@ -57,54 +137,25 @@ impl Default for Preprocess {
     }
 }
 
-/// Reads `preprocess_cfg`; what it leaves out is OpenAI's.
-pub(super) fn preprocess(value: Option<&Value>) -> Result<Preprocess> {
-    let unsupported = |key: &str, value: &Value, why: &str| ConfigError::Unsupported {
-        key: format!("preprocess_cfg.{key}"),
-        value: value.to_string(),
-        why: why.into(),
+/// OpenCLIP's three numbers, or one for all channels.
+fn channels(keys: &Keys<'_>, key: &str, value: &Value) -> Result<[f64; 3]> {
+    let numbers: Option<Vec<f64>> = match value {
+        Value::Array(list) => list.iter().map(Value::as_f64).collect(),
+        other => other.as_f64().map(|all| vec![all; 3]),
     };
-    let mut out = Preprocess::default();
-    let Some(value) = value else { return Ok(out) };
-    for (key, slot) in [("mean", &mut out.mean), ("std", &mut out.std)] {
-        let Some(list) = value.get(key) else { continue };
-        let numbers: Vec<f64> = list
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_f64)
-            .collect();
-        *slot = numbers.try_into().map_err(|_| ConfigError::Invalid {
-            key: format!("preprocess_cfg.{key}"),
-            why: format!("three numbers expected, got {list}"),
-        })?;
-    }
-    if out.std.iter().any(|s| *s <= 0.0) {
-        let why = format!("must be positive, got {:?}", out.std);
-        return Err(ConfigError::Invalid {
-            key: "preprocess_cfg.std".into(),
-            why,
-        });
-    }
-    if let Some(mode) = value.get("resize_mode").filter(|v| !v.is_null()) {
-        let known = RESIZE_MODES.iter().find(|(name, _)| mode == name);
-        let why = "Argosy evaluates with shortest, longest or squash";
-        out.resize.mode = known.ok_or_else(|| unsupported("resize_mode", mode, why))?.1;
-    }
-    if let Some(color) = value.get("fill_color").filter(|v| !v.is_null()) {
-        let number = color.as_u64().and_then(|n| u8::try_from(n).ok());
-        let wanted =
-            number.ok_or_else(|| unsupported("fill_color", color, "Argosy fills with one number from 0 to 255"))?;
-        if let ResizeMode::Longest { fill } = &mut out.resize.mode {
-            *fill = wanted;
-        }
-    }
-    if let Some(filter) = value.get("interpolation").filter(|v| !v.is_null()) {
-        let known = INTERPOLATIONS.iter().find(|(name, _)| filter == name);
-        let why = "Argosy evaluates with bicubic or bilinear";
-        out.resize.filter = known.ok_or_else(|| unsupported("interpolation", filter, why))?.1;
-    }
-    Ok(out)
+    let three = numbers.and_then(|numbers| numbers.try_into().ok());
+    three.ok_or_else(|| keys.invalid(key, format!("three numbers expected, got {value}")))
+}
+
+/// Whether a `size`, one number or height and width, is the model's `image_size` (a square where that is not known).
+fn is_size(value: &Value, image_size: Option<i64>) -> bool {
+    let sides: Vec<Option<i64>> = match value {
+        Value::Array(list) => list.iter().map(Value::as_i64).collect(),
+        other => vec![other.as_i64()],
+    };
+    let first = sides.first().copied().flatten();
+    let wanted = image_size.or(first);
+    (1..=2).contains(&sides.len()) && wanted.is_some() && sides.iter().all(|side| *side == wanted)
 }
 
 #[cfg(test)]
@@ -142,9 +193,48 @@ mod tests {
             (r#"{"fill_color": [1, 2, 3]}"#, "preprocess_cfg.fill_color"),
             (r#"{"resize_mode": 1}"#, "preprocess_cfg.resize_mode"),
             (r#"{"interpolation": "nearest"}"#, "preprocess_cfg.interpolation"),
+            (r#"{"mean": [0.1, "a", 0.2, 0.3]}"#, "preprocess_cfg.mean"),
+            (r#"{"std": [0.1, 0.0, 0.2]}"#, "preprocess_cfg.std"),
+            (r#"{"size": 336}"#, "preprocess_cfg.size"),
+            (r#"{"size": [224, 336]}"#, "preprocess_cfg.size"),
+            (r#"{"mode": "L"}"#, "preprocess_cfg.mode"),
+            (r#"{"interpolatoin": "bicubic"}"#, "did you mean interpolation"),
+            (r#"[0.5]"#, "preprocess_cfg"),
         ] {
             let error = read(preprocess).unwrap_err().to_string();
             assert!(error.contains(key), "{error} does not name {key}");
         }
+    }
+
+    #[test]
+    fn preprocess_that_open_clip_wrote_is_read_whole_and_what_is_null_stays() {
+        let json = r#"{"model_cfg": {"embed_dim": 8, "vision_cfg": {"image_size": 256}, "text_cfg": {}}, "preprocess_cfg":
+            {"size": [256, 256], "mode": "RGB", "mean": 0.5, "std": [0.5, 0.5, 0.25], "interpolation": "bilinear",
+            "resize_mode": "squash", "fill_color": 0}}"#;
+        let (_, read) = ModelConfig::from_json(json).unwrap();
+        let want = Preprocess {
+            mean: [0.5; 3],
+            std: [0.5, 0.5, 0.25],
+            resize: Resize {
+                mode: ResizeMode::Squash,
+                filter: Filter::Bilinear,
+            },
+        };
+        assert_eq!(read, want);
+        let nulls = serde_json::json!({"size": null, "mode": null, "mean": null, "std": null, "interpolation": null,
+            "resize_mode": null, "fill_color": null});
+        assert_eq!(want.overlaid(&nulls, Some(224)), Ok(want));
+        assert_eq!(want.overlaid(&serde_json::json!({"size": 224}), None), Ok(want));
+        let filled = Preprocess {
+            resize: Resize {
+                mode: ResizeMode::Longest { fill: 9 },
+                ..want.resize
+            },
+            ..want
+        };
+        assert_eq!(
+            filled.overlaid(&serde_json::json!({"resize_mode": "longest"}), None),
+            Ok(filled)
+        );
     }
 }

@@ -17,7 +17,7 @@ const NORM_EPS: f64 = 1e-5;
 fn fixed_vision() -> Value {
     serde_json::json!({
         "attentional_pool": false, "pos_embed_type": "learnable", "output_tokens": false,
-        "block_type": null, "qk_norm": false, "scaled_cosine_attn": false, "scale_heads": false,
+        "qk_norm": false, "scaled_cosine_attn": false, "scale_heads": false,
         "scale_attn_inner": false, "scale_attn": false, "scale_fc": false, "timm_model_name": null,
         "timm_model_pretrained": false, "timm_pool": "avg", "timm_proj": "linear", "timm_proj_bias": false,
         "timm_drop": 0.0, "timm_drop_path": null, "attn_pooler_queries": 256, "attn_pooler_heads": 8
@@ -26,7 +26,7 @@ fn fixed_vision() -> Value {
 
 fn fixed_text() -> Value {
     serde_json::json!({
-        "embed_cls": false, "output_tokens": false, "block_type": null, "qk_norm": false,
+        "embed_cls": false, "output_tokens": false, "qk_norm": false,
         "scaled_cosine_attn": false, "scale_heads": false, "scale_attn_inner": false, "scale_attn": false,
         "scale_fc": false, "hf_model_name": null, "hf_model_pretrained": true, "hf_proj_type": "mlp",
         "hf_pooler_type": "mean_pooler"
@@ -69,6 +69,7 @@ fn vision(map: &Map<String, Value>, quick_gelu: bool) -> Result<VisionConfig> {
     } else {
         VisionKind::Vit(vit(&mut keys, image_size, quick_gelu)?)
     };
+    block_type(&mut keys)?;
     keys.finish(&fixed_vision())?;
     Ok(VisionConfig { image_size, kind })
 }
@@ -96,6 +97,14 @@ fn resnet(keys: &mut Keys<'_>, image_size: i64) -> Result<ResNetConfig> {
         return Err(keys.invalid(
             "image_size",
             format!("at least 32 expected for a ResNet, got {image_size}"),
+        ));
+    }
+    if image_size % 32 == 31 {
+        // Its first convolution rounds up, so that one cell more comes out than there are positions.
+        let (smaller, larger) = (image_size - 1, image_size + 1);
+        return Err(keys.invalid(
+            "image_size",
+            format!("a ResNet gives one cell more than it has positions at {image_size}; choose {smaller} or {larger}"),
         ));
     }
     // OpenCLIP's ResNet does not look at these.
@@ -197,30 +206,48 @@ fn text(map: &Map<String, Value>, embed_dim: i64, quick_gelu: bool) -> Result<Te
         projection,
         tokenizer: tokenizer(&mut keys)?,
     };
+    block_type(&mut keys)?;
     keys.finish(&fixed_text())?;
     Ok(config)
 }
 
 fn tokenizer(keys: &mut Keys<'_>) -> Result<TokenizerConfig> {
-    let word = |value: &Value| value.as_str().filter(|word| !word.is_empty()).map(str::to_owned);
     let mut out = TokenizerConfig {
-        name: word(keys.take("hf_tokenizer_name")),
-        mode: word(keys.take("tokenizer_mode")),
+        name: keys.word("hf_tokenizer_name")?,
+        mode: keys.word("tokenizer_mode")?,
         ..TokenizerConfig::default()
     };
     let kwargs = keys.take("tokenizer_kwargs");
-    for (key, value) in kwargs.as_object().into_iter().flatten() {
-        match key.as_str() {
-            "clean" => out.clean = word(value),
-            "reduction_mask" => out.reduction_mask = word(value),
-            "strip_sep_token" => out.strip_sep_token = value.as_bool().unwrap_or(false),
-            _ => {
-                let why = format!("Argosy knows clean, strip_sep_token and reduction_mask, not {key}");
-                return Err(keys.unsupported("tokenizer_kwargs", &why));
-            }
-        }
+    if kwargs.is_null() {
+        return Ok(out);
     }
+    let mut kwargs = Keys::new(
+        "text_cfg.tokenizer_kwargs.",
+        object("text_cfg.tokenizer_kwargs", kwargs)?,
+    );
+    out.clean = kwargs.word("clean")?;
+    out.reduction_mask = kwargs.word("reduction_mask")?;
+    out.strip_sep_token = kwargs.flag("strip_sep_token", false)?;
+    kwargs.finish(&Value::Null)?;
     Ok(out)
+}
+
+/// What `model_cfg` says of the tokenizer, read by itself.
+pub(super) fn tokenizer_of(model: &Value) -> Result<TokenizerConfig> {
+    tokenizer(&mut Keys::new("text_cfg.", object("text_cfg", &model["text_cfg"])?))
+}
+
+/// What `model_cfg` says of the activation, read by itself.
+pub(super) fn quick_gelu_of(model: &Value) -> Result<bool> {
+    Keys::new("", object("model_cfg", model)?).flag("quick_gelu", false)
+}
+
+/// OpenCLIP's other block is chosen by what Argosy does not build; this one also has a name.
+fn block_type(keys: &mut Keys<'_>) -> Result<()> {
+    match keys.text("block_type", "default")? {
+        "default" => Ok(()),
+        _ => Err(keys.unsupported("block_type", "Argosy builds only default")),
+    }
 }
 
 fn stack(keys: &mut Keys<'_>, width: i64, heads: i64, quick_gelu: bool) -> Result<Stack> {
@@ -230,10 +257,10 @@ fn stack(keys: &mut Keys<'_>, width: i64, heads: i64, quick_gelu: bool) -> Resul
     let kwargs = keys.take("act_kwargs");
     let gelu_tanh = match kwargs {
         Value::Null => false,
+        Value::Object(map) if map.is_empty() => false,
         _ if quick_gelu => {
             return Err(keys.unsupported("act_kwargs", "the quick GELU takes no arguments"));
         }
-        Value::Object(map) if map.is_empty() => false,
         Value::Object(map) if map.len() == 1 && kwargs["approximate"] == "tanh" => true,
         Value::Object(map) if map.len() == 1 && kwargs["approximate"] == "none" => false,
         _ => return Err(keys.unsupported("act_kwargs", r#"Argosy knows {"approximate": "tanh"} only"#)),
