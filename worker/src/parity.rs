@@ -62,7 +62,7 @@ pub enum What {
     Optimizer,
     /// Parameters after three steps without help.
     FreeRun,
-    /// BatchNorm's running statistics after the first step.
+    /// BatchNorm's running statistics after the first steps without help.
     Buffers,
     /// Features as in evaluation, at the end.
     EvalFeatures,

@@ -57,8 +57,8 @@ impl Golden {
         let text =
             String::from_utf8(read(dir, "open_clip_config.json")?).map_err(|e| at(dir, "open_clip_config.json", e))?;
         let (mut config, preprocess) = ModelConfig::from_json(&text)?;
-        if loss_of(&meta) == Loss::Siglip && config.init_logit_bias.is_none() {
-            // dump.py gives OpenCLIP the bias beside the configuration, as open_clip_train does.
+        if loss_of(&meta) == Loss::Siglip {
+            // dump.py gives OpenCLIP scale and bias beside the configuration, as open_clip_train does.
             config.make_siglip();
         }
         let options = TorchOptions {
@@ -194,6 +194,12 @@ impl Golden {
     pub fn hyper(&self) -> ApplyHyper {
         let arg = |key: &str, default: f64| self.meta["args"][key].as_f64().unwrap_or(default);
         super::hyper(arg("lr", 5e-4), arg("wd", 0.2))
+    }
+
+    /// Whether there is a float tensor of this key.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.floats.contains_key(key)
     }
 
     /// A float tensor by its key.
