@@ -1,13 +1,17 @@
 //! Rule N4: in deterministic mode the state at the end has the same bits for every world size and every history of losses.
 
-use crate::fleet::{Rig, Worker, form_and_run, plan_of, start_rig};
-use argosy_common::config::TrainConfig;
+use crate::fleet::{Rig, Worker, form, form_and_run, plan_of, start_rig};
+use crate::saved::{checkpoint, uploaded, write_manifest};
+use argosy_common::config::{Loss, TrainConfig};
 use argosy_common::follower::TrainerOrder;
 use argosy_common::ids::{Generation, StateName};
 use argosy_common::plan::StateSource;
 use argosy_common::shape::{RunShape, SourceShape};
-use argosy_worker::clip::ModelConfig;
-use argosy_worker::engine::{TorchEngine, TorchOptions};
+use argosy_worker::clip::locks::Locks;
+use argosy_worker::clip::{ModelConfig, Params, Preprocess};
+use argosy_worker::engine::{Engine, TorchEngine, TorchOptions};
+use argosy_worker::model::describe;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 /// More than eight, no power of two.
@@ -16,14 +20,15 @@ const LANE_ROWS: u32 = 3;
 const WORLDS: [u32; 5] = [1, 2, 3, 5, 8];
 
 /// A model, and what it is trained on.
-struct Case {
-    rig: Rig,
+pub(crate) struct Case {
+    pub(crate) rig: Rig,
     config: String,
+    pub(crate) options: TorchOptions,
 }
 
 impl Case {
     /// Of a ViT and a text tower, as `vision` says otherwise.
-    fn new(steps: u64, micro_batch: Option<u32>, vision: serde_json::Value) -> Self {
+    pub(crate) fn new(steps: u64, micro_batch: Option<u32>, vision: serde_json::Value) -> Self {
         let mut config = serde_json::json!({
             "embed_dim": 16,
             "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
@@ -36,19 +41,58 @@ impl Case {
         Self {
             rig: rig(steps, micro_batch, image),
             config: config.to_string(),
+            options: TorchOptions::default(),
         }
+    }
+
+    /// A small ResNet.
+    pub(crate) fn resnet(steps: u64) -> Self {
+        let vision = serde_json::json!({"image_size": 32, "layers": [1, 1, 1, 1], "width": 2, "head_width": 32});
+        Self::new(steps, None, vision)
+    }
+
+    /// The model as it is built.
+    pub(crate) fn model(&self) -> (ModelConfig, Preprocess) {
+        let (mut config, preprocess) = ModelConfig::from_json(&self.config).unwrap();
+        if self.options.loss == Loss::Siglip {
+            config.make_siglip();
+        }
+        (config, preprocess)
     }
 
     fn vit(steps: u64, micro_batch: Option<u32>) -> Self {
         Self::new(steps, micro_batch, serde_json::json!({}))
     }
 
-    fn start(&self, id: u32, dir: &std::path::Path) -> Worker<TorchEngine> {
-        let config = self.config.clone();
+    fn start(&self, id: u32, dir: &Path) -> Worker<TorchEngine> {
+        let ((config, preprocess), options) = (self.model(), self.options);
         start_rig(id, dir, &self.rig, move || {
-            let (config, preprocess) = ModelConfig::from_json(&config).unwrap();
-            TorchEngine::new(&config, &preprocess, TorchOptions::default())
+            TorchEngine::new(&config, &preprocess, options)
         })
+    }
+
+    /// Trains on two workers until they have written a checkpoint of step `at`, and loses both; gives the manifest's key and
+    /// the state that it names.
+    pub(crate) fn checkpointed(&self, dir: &Path, at: u64) -> (String, StateName) {
+        let mut workers = fleet(1..=2, dir, self);
+        for worker in &workers {
+            worker.stall_at.store(at + 2, Ordering::SeqCst);
+        }
+        let mut all: Vec<_> = workers.iter_mut().collect();
+        let first = plan_of(1, StateName::INITIAL, StateSource::Seed, &all, deal(2));
+        form(&first, &mut all);
+        all[0].order(checkpoint(1, at, vec![0, 1]));
+        all[1].order(checkpoint(1, at, vec![]));
+        for worker in &all {
+            let generation = Generation(1);
+            worker.order(TrainerOrder::Run { generation });
+        }
+        let (parts, name) = uploaded(all[0]);
+        assert_eq!(name.step, at);
+        workers[0].aborts.abort(Generation(1));
+        let (config, preprocess) = self.model();
+        let model = describe(&config, &preprocess, false).model;
+        (write_manifest(dir, name, parts, model), name)
     }
 }
 
@@ -82,7 +126,7 @@ fn rig(steps: u64, micro_batch: Option<u32>, image: usize) -> Rig {
     }
 }
 
-fn fleet(ids: std::ops::RangeInclusive<u32>, dir: &std::path::Path, case: &Case) -> Vec<Worker<TorchEngine>> {
+fn fleet(ids: std::ops::RangeInclusive<u32>, dir: &Path, case: &Case) -> Vec<Worker<TorchEngine>> {
     ids.map(|id| case.start(id, dir)).collect()
 }
 
@@ -150,6 +194,17 @@ fn disturbed(size: u32, at: u64, case: &Case) -> u64 {
     ends(workers, &case.rig)
 }
 
+/// Loses both workers behind a checkpoint of step `at`; `size` others that know nothing go on from it.
+fn restored(size: u32, at: u64, case: &Case) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let (key, base) = case.checkpointed(dir.path(), at);
+    let mut workers = fleet(3..=size + 2, dir.path(), case);
+    let mut all: Vec<_> = workers.iter_mut().collect();
+    let second = plan_of(2, base, StateSource::Manifest { key }, &all, deal(size));
+    form_and_run(&second, &mut all);
+    ends(workers, &case.rig)
+}
+
 #[test]
 fn deterministic_training_gives_the_same_bits_for_every_world_size() {
     let case = Case::vit(6, None);
@@ -168,12 +223,76 @@ fn deterministic_training_in_micro_batches_gives_the_same_bits_for_every_world_s
 
 #[test]
 fn deterministic_training_of_a_resnet_gives_the_same_bits_and_statistics_for_every_history() {
-    // Running statistics are part of the state that is hashed, healed and compared.
-    let resnet = serde_json::json!({"image_size": 32, "layers": [1, 1, 1, 1], "width": 2, "head_width": 32});
-    let case = Case::new(6, None, resnet);
+    // Running statistics are part of the state that is hashed, healed, saved and compared.
+    let case = Case::resnet(6);
     let one = undisturbed(1, &case);
     assert_eq!(undisturbed(3, &case), one, "three workers");
     assert_eq!(disturbed(3, 3, &case), one, "after a loss and a join");
+    assert_eq!(restored(3, 4, &case), one, "from a checkpoint");
+}
+
+#[test]
+fn deterministic_training_with_locked_towers_gives_the_same_bits_for_every_history() {
+    let free = undisturbed(1, &Case::vit(5, None));
+    for (image, text) in [(Some(0), None), (Some(1), Some(2)), (None, Some(0)), (None, Some(3))] {
+        let mut case = Case::vit(5, None);
+        case.options.locks = Locks {
+            image,
+            text,
+            freeze_bn_stats: false,
+        };
+        let one = undisturbed(1, &case);
+        assert_ne!(one, free, "{image:?} {text:?}: nothing is locked");
+        assert_eq!(undisturbed(3, &case), one, "{image:?} {text:?}: three workers");
+        assert_eq!(
+            disturbed(2, 2, &case),
+            one,
+            "{image:?} {text:?}: after a loss and a join"
+        );
+        assert_eq!(restored(3, 2, &case), one, "{image:?} {text:?}: from a checkpoint");
+    }
+}
+
+/// Without that mode rows of the token table are exchanged by themselves, and a locked table has none.
+#[test]
+fn training_with_a_locked_text_tower_on_three_workers_is_that_on_one() {
+    for text in [Some(0), Some(1), Some(3)] {
+        let mut case = Case::vit(5, None);
+        case.rig.train.deterministic = false;
+        case.options.locks.text = text;
+        let (config, _) = case.model();
+        let frozen = case.options.locks.frozen(&config).unwrap();
+        assert!(frozen.contains("token_embedding.weight"));
+        let [one, three] = [1, 3].map(|size| {
+            let dir = tempfile::tempdir().unwrap();
+            let mut workers = fleet(1..=size, dir.path(), &case);
+            let mut all: Vec<_> = workers.iter_mut().collect();
+            let plan = plan_of(1, StateName::INITIAL, StateSource::Seed, &all, deal(size));
+            form_and_run(&plan, &mut all);
+            let total = case.rig.shape.total_steps();
+            workers.iter_mut().for_each(|w| w.reach(total));
+            let losses: Vec<Option<f64>> = workers[0].reports.iter().map(|report| report.loss).collect();
+            let engines: Vec<TorchEngine> = workers.into_iter().map(Worker::into_engine).collect();
+            let hashes: Vec<u64> = engines.iter().map(Engine::state_hash).collect();
+            assert!(hashes.iter().all(|h| *h == hashes[0]), "{text:?}: {hashes:x?}");
+            (losses, engines.into_iter().next().unwrap())
+        });
+        for (step, (a, b)) in one.0.iter().zip(&three.0).enumerate() {
+            let off = (a.unwrap_or(0.0) - b.unwrap_or(0.0)).abs();
+            assert!(
+                a.is_some() == b.is_some() && off <= 1e-5 * a.unwrap_or(1.0).max(1.0),
+                "{text:?} {step}: {a:?} {b:?}"
+            );
+        }
+        let (first, _) = case.model();
+        let first = Params::new(&first, case.options.seed).unwrap();
+        for spec in first.trained() {
+            let range = spec.offset..spec.offset + spec.len;
+            let of = |params: &Params| params.values.as_slice()[range.clone()].to_vec();
+            let same = of(&first) == of(three.1.params());
+            assert_eq!(same, frozen.contains(&spec.name), "{text:?}: {}", spec.name);
+        }
+    }
 }
 
 #[test]

@@ -308,8 +308,13 @@ impl<E: Engine + 'static> Worker<E> {
 
     /// Ends it; gives the hash of its state.
     pub(crate) fn quit(self) -> u64 {
+        self.into_engine().state_hash()
+    }
+
+    /// Ends it; gives its engine.
+    pub(crate) fn into_engine(self) -> E {
         self.order(TrainerOrder::Quit);
-        self.thread.join().unwrap().state_hash()
+        self.thread.join().unwrap()
     }
 }
 

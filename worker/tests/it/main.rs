@@ -13,6 +13,7 @@ mod fleet;
 mod parity;
 mod poison;
 mod published;
+mod saved;
 mod trainer;
 mod unreadable;
 mod weights;

@@ -1,7 +1,8 @@
 //! Whole trainers with exact arithmetic: whatever happens to the members, the state at the end has the same bits.
 
 use crate::fleet::{LANES, Worker, applied, finish, form, form_and_run, plan, shape, start, start_with, undisturbed};
-use argosy_common::events::{FromWorker, MANIFEST_VERSION, Manifest, PartFailure, PartInfo, PositionCounts};
+use crate::saved::{checkpoint, uploaded, uploads, write_manifest};
+use argosy_common::events::{FromWorker, PartFailure};
 use argosy_common::follower::{Event, TrainerOrder};
 use argosy_common::ids::{Generation, StateName, WorkerId};
 use argosy_common::plan::StateSource;
@@ -229,7 +230,7 @@ fn checkpoint_restores_at_another_world_size_to_the_same_bits() {
             applied_gen: Generation(1)
         }
     );
-    let key = write_manifest(dir.path(), base, parts);
+    let key = write_manifest(dir.path(), base, parts, serde_json::Value::Null);
     // Both are gone; three others that know nothing go on.
     a.aborts.abort(Generation(1));
     drop((a, b));
@@ -291,7 +292,7 @@ fn buddy_uploads_the_parts_of_a_lost_owner_and_hands_its_history_on() {
         parts: vec![0],
     });
     let (part, base) = uploads(&mut b, 1).remove(0);
-    let key = write_manifest(dir.path(), base, vec![part, log.0]);
+    let key = write_manifest(dir.path(), base, vec![part, log.0], serde_json::Value::Null);
     // An attempt that it knows nothing of.
     b.order(TrainerOrder::UploadSpare {
         attempt: 9,
@@ -413,17 +414,6 @@ fn step_with_one_valid_row_changes_the_name_only_and_says_why() {
     assert!(matches!(&log[3], StepRecord::Applied { skipped: None, .. }));
 }
 
-fn checkpoint(attempt: u64, at_step: u64, parts: Vec<u32>) -> TrainerOrder {
-    TrainerOrder::Checkpoint {
-        attempt,
-        at_step,
-        parts,
-        spare: Vec::new(),
-        parts_total: 2,
-        since: 0,
-    }
-}
-
 fn bad_parts(attempt: u64) -> TrainerOrder {
     TrainerOrder::Checkpoint {
         attempt,
@@ -433,50 +423,4 @@ fn bad_parts(attempt: u64) -> TrainerOrder {
         parts_total: 9,
         since: 0,
     }
-}
-
-/// The next `count` parts that were uploaded, by index.
-fn uploads(worker: &mut Worker, count: usize) -> Vec<(PartInfo, StateName)> {
-    let mut parts: Vec<_> = std::iter::repeat_with(|| match worker.event() {
-        Event::Passed(FromWorker::PartUploaded { part, name, .. }) => (part, name),
-        other => panic!("{other:?}"),
-    })
-    .take(count)
-    .collect();
-    parts.sort_by_key(|(part, _)| part.index);
-    parts
-}
-
-/// The two parts of a checkpoint in order, and their state.
-fn uploaded(worker: &mut Worker) -> (Vec<PartInfo>, StateName) {
-    let parts = uploads(worker, 2);
-    let name = parts[0].1;
-    (parts.into_iter().map(|(part, _)| part).collect(), name)
-}
-
-fn write_manifest(run_dir: &std::path::Path, name: StateName, parts: Vec<PartInfo>) -> String {
-    let manifest = Manifest {
-        version: MANIFEST_VERSION,
-        argosy: String::new(),
-        run: "test".into(),
-        attempt: 1,
-        name,
-        positions_seen: 0,
-        seed: 11,
-        config_hash: 0,
-        index_hash: 0,
-        parent: None,
-        parts,
-        history: Vec::new(),
-        ledger: PositionCounts::default(),
-        job: serde_json::Value::Null,
-        model: serde_json::Value::Null,
-    };
-    let key = "1/manifest.json".to_owned();
-    std::fs::write(
-        run_dir.join("checkpoints").join(&key),
-        serde_json::to_vec(&manifest).unwrap(),
-    )
-    .unwrap();
-    key
 }

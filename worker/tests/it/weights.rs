@@ -1,5 +1,7 @@
 //! Weight files that PyTorch and OpenCLIP wrote (`tests/goldens/weights`), read without either.
 
+use crate::determinism::Case;
+use argosy_common::config::Loss;
 use argosy_common::rng::{Draws, Purpose};
 use argosy_worker::clip::{ModelConfig, Params, Preprocess};
 use argosy_worker::engine::{TorchEngine, TorchOptions};
@@ -180,11 +182,7 @@ fn weights_exported_load_in_open_clip_with_nothing_missing_and_give_the_same_fea
     for (number, hub) in hubs.iter().enumerate() {
         let hub = &complete(hub, &folder.path().join(format!("from-{number}")));
         let exported = folder.path().join(format!("hub-{number}"));
-        let status = Command::new(env!("CARGO_BIN_EXE_argosy-worker"))
-            .args([Path::new("export"), hub, Path::new("-o"), &exported])
-            .output()
-            .unwrap();
-        assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
+        export(hub, &exported);
         let weights = "open_clip_model.safetensors";
         let bits = |dir: &Path| {
             let file = WeightFile::open(&dir.join(weights)).unwrap();
@@ -198,16 +196,66 @@ fn weights_exported_load_in_open_clip_with_nothing_missing_and_give_the_same_fea
         assert!(bits(hub) == bits(&exported), "{}", hub.display());
         out.push(exported);
     }
-    let said = Command::new(Path::new(&venv).join("bin/python"))
-        .arg(root.join("peers/weights.py"))
+    load_in_open_clip(&venv, &out);
+}
+
+#[test]
+#[ignore = "runs Python's open_clip: half a minute, and needs PEERS_VENV"]
+fn weights_that_two_workers_trained_load_in_open_clip_and_give_the_same_features() {
+    let Some(venv) = std::env::var_os("PEERS_VENV") else {
+        println!("SKIP PEERS_VENV names no venv made by tests/peers/setup.sh");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut siglip = Case::new(4, None, serde_json::json!({}));
+    (siglip.options.loss, siglip.rig.train.loss) = (Loss::Siglip, Loss::Siglip);
+    let mut out = Vec::new();
+    for (name, mut case) in [("siglip", siglip), ("resnet", Case::resnet(4))] {
+        case.rig.train.deterministic = false;
+        case.rig.bare_step = None;
+        let run = folder.path().join(format!("run-{name}"));
+        std::fs::create_dir(&run).unwrap();
+        let (key, state) = case.checkpointed(&run, 3);
+        assert_eq!(state.step, 3);
+        let exported = folder.path().join(name);
+        export(&run.join("checkpoints").join(key), &exported);
+        // What was trained, not what it began with; of a ResNet its statistics, too.
+        let (config, _) = case.model();
+        let first = Params::new(&config, case.options.seed).unwrap();
+        let file = WeightFile::open(&exported.join("open_clip_model.safetensors")).unwrap();
+        for spec in first.table() {
+            let mut now = Vec::new();
+            file.append(&spec.name, &file.entries()[&spec.name], &mut now).unwrap();
+            let before = &first.values.as_slice()[spec.offset..spec.offset + spec.len];
+            assert!(now != before, "{name}: {} was not trained", spec.name);
+        }
+        out.push(exported);
+    }
+    load_in_open_clip(&venv, &out);
+}
+
+/// `argosy-worker export`.
+fn export(from: &Path, to: &Path) {
+    let said = Command::new(env!("CARGO_BIN_EXE_argosy-worker"))
+        .args([Path::new("export"), from, Path::new("-o"), to])
+        .output()
+        .unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+}
+
+/// Loads exported folders in Python, where nothing may be missing or unknown, and compares the features of the same inputs.
+fn load_in_open_clip(venv: &std::ffi::OsStr, hubs: &[PathBuf]) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/peers/weights.py");
+    let said = Command::new(Path::new(venv).join("bin/python"))
+        .arg(script)
         .arg("check")
-        .args(&out)
+        .args(hubs)
         .output()
         .unwrap();
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
     let lines = String::from_utf8(said.stdout).unwrap();
-    assert_eq!(lines.lines().count(), out.len());
-    for (line, hub) in lines.lines().zip(&out) {
+    assert_eq!(lines.lines().count(), hubs.len());
+    for (line, hub) in lines.lines().zip(hubs) {
         let told: serde_json::Value = serde_json::from_str(line).unwrap();
         let none = serde_json::json!([]);
         assert!(told["missing"] == none && told["unexpected"] == none, "{told}");
