@@ -50,34 +50,28 @@ impl Part {
     }
 }
 
-/// Overwrites `values` (`[P]`, the flat order of `params`) by what `file` has of `part`. What belongs to no part stays.
+/// Overwrites `values` (`[P]`, the flat order of `params`) by what `file` has of `part`, one tensor after the other. What belongs
+/// to no part stays.
 ///
 /// # Errors
-/// Lists by name what is missing, not known, of another shape (both are given) or type; `values` is as it was then.
+/// Lists by name what is missing, not known, of another shape (both are given) or type; `values` is as it was then. A file
+/// that can no longer be read half-way has overwritten a part: give a copy of what must not be lost.
 pub fn fit(file: &WeightFile, config: &ModelConfig, params: &Params, part: Part, values: &mut [f32]) -> Result<()> {
     let named = named(file, config, part);
-    let plan = plan(&named, config, params, part)?;
-    let mut out = Vec::new();
-    for (spec, how) in &plan {
-        let start = out.len();
+    let mut one = Vec::new();
+    for (spec, how) in plan(&named, config, params, part)? {
+        one.clear();
         match how {
-            How::Same(entry) => file.append(&spec.name, entry, &mut out)?,
-            How::Zero => out.resize(start + spec.len, 0.0),
-            How::Image(entry) => out.extend(resized(file, spec, entry, true)?),
-            How::Text(entry) => out.extend(resized(file, spec, entry, false)?),
+            How::Same(entry) => file.append(&spec.name, entry, &mut one)?,
+            How::Zero => one.resize(spec.len, 0.0),
+            How::Image(entry) => one = resized(file, spec, entry, true)?,
+            How::Text(entry) => one = resized(file, spec, entry, false)?,
         }
-        if out.len() - start != spec.len {
-            let got = out.len() - start;
-            return Err(EngineError::State(format!(
-                "{:?}: {got} values, {} expected",
-                spec.name, spec.len
-            )));
+        if one.len() != spec.len {
+            let (name, got, want) = (&spec.name, one.len(), spec.len);
+            return Err(EngineError::State(format!("{name:?}: {got} values, {want} expected")));
         }
-    }
-    let mut at = 0;
-    for (spec, _) in &plan {
-        values[spec.offset..spec.offset + spec.len].copy_from_slice(&out[at..at + spec.len]);
-        at += spec.len;
+        values[spec.offset..spec.offset + spec.len].copy_from_slice(&one);
     }
     Ok(())
 }

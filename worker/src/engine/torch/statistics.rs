@@ -3,6 +3,9 @@
 //! One lane after the other would do `r = (1 - m) r + m s`. Over all lanes that is `(1 - m)^L r + sum_q m (1 - m)^(L-1-q) s_q`:
 //! each worker puts its lanes' terms where the statistics lie behind the flat gradient, REDUCE adds them up with everything
 //! else, and APPLY joins them to what was.
+//!
+//! `num_batches_tracked` lies among the other f32 of the state: it is exact up to 2^24 = 16,777,216 batches (lanes times steps)
+//! and rounded beyond. Nothing computes with it, in PyTorch neither: that would take a momentum of `None`.
 
 use super::TorchEngine;
 use crate::clip::params::counts_batches;
