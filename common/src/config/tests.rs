@@ -108,6 +108,21 @@ fn values_out_of_range_name_the_key_and_the_range() {
         ),
         (
             "global_batch = 64",
+            "global_batch = 64\nbatch_norm = \"batch\"\n[workers]\ntarget = 1\nmax = 2",
+            "train.batch_norm",
+        ),
+        (
+            "global_batch = 64",
+            "global_batch = 64\nbatch_norm = \"batch\"\nmicro_batch = 8\n[workers]\ntarget = 1\nmax = 1",
+            "train.batch_norm",
+        ),
+        (
+            "global_batch = 64",
+            "global_batch = 64\nbatch_norm = \"batch\"\ndeterministic = true\n[workers]\ntarget = 1\nmax = 1",
+            "train.batch_norm",
+        ),
+        (
+            "global_batch = 64",
             "global_batch = 64\nlock_image_unlocked_groups = 1",
             "train.lock_image_unlocked_groups",
         ),
@@ -128,6 +143,13 @@ fn values_out_of_range_name_the_key_and_the_range() {
             other => panic!("{to}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn batch_norm_of_the_whole_batch_is_taken_from_one_worker_that_holds_it_whole() {
+    let alone = "global_batch = 64\nbatch_norm = \"batch\"\n[workers]\ntarget = 1\nmax = 1";
+    let job = job(&good().replacen("global_batch = 64", alone, 1)).expect("taken");
+    assert_eq!(job.train.batch_norm, BatchNorm::Batch);
 }
 
 #[test]

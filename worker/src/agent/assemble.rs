@@ -195,3 +195,23 @@ pub(super) fn numeric_class() -> NumericClass {
         (numeric::GPU, device::gpu_word()),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_of_fewer_than_eight_rows_are_refused_for_batch_norm_alone() {
+        let (resnet, vit) = ["RN50", "ViT-B-32"]
+            .map(|name| ModelConfig::by_name(name).unwrap())
+            .into();
+        for rows in [1, 7] {
+            let error = check_batch_norm(&resnet, true, rows).unwrap_err();
+            assert!(error.contains("train.lanes") && error.contains("batch_norm"), "{error}");
+            // Statistics of the whole batch, frozen ones, and models without any.
+            assert_eq!(check_batch_norm(&resnet, false, rows), Ok(()));
+            assert_eq!(check_batch_norm(&vit, true, rows), Ok(()));
+        }
+        assert_eq!(check_batch_norm(&resnet, true, 8), Ok(()));
+    }
+}

@@ -2,7 +2,7 @@
 
 use super::Prepared;
 use crate::{index, out};
-use argosy_common::config::CheckpointConfig;
+use argosy_common::config::{CheckpointConfig, Job};
 
 /// Lines of damaged data that are shown; the rest is counted.
 const LEFT_OUT_MAX: usize = 8;
@@ -102,7 +102,27 @@ fn warnings(p: &Prepared) -> Vec<String> {
     if p.shape.pass_rows() < u64::from(p.shape.batch) {
         warnings.push("one step takes more rows than the data has: rows repeat within it".to_owned());
     }
+    warnings.extend(locked_at_random(&p.loaded.job));
     warnings
+}
+
+/// Locked towers that no weights are given for: nobody would want those as they were drawn.
+fn locked_at_random(job: &Job) -> Vec<String> {
+    let (train, model) = (&job.train, &job.model);
+    let towers = [
+        (train.lock_image, &model.pretrained_image_path, "image"),
+        (train.lock_text, &model.pretrained_text_path, "text"),
+    ];
+    let bare = |(locked, own, tower): (bool, &Option<String>, &str)| {
+        let random = locked && own.is_none() && model.pretrained.is_none();
+        random.then(|| {
+            format!(
+                "train.lock_{tower} locks a tower that was drawn at random: neither model.pretrained nor \
+                 model.pretrained_{tower}_path gives it weights"
+            )
+        })
+    };
+    towers.into_iter().filter_map(bare).collect()
 }
 
 /// Share of the slowest worker's time that an even split of lanes would take (rule L5: sum/max, per worker).
@@ -120,5 +140,28 @@ mod tests {
         assert!((calc_balance(8, 2) - 1.0).abs() < 1e-9);
         assert!((calc_balance(8, 3) - 8.0 / 9.0).abs() < 1e-9);
         assert!((calc_balance(2, 5) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn locked_tower_is_warned_about_only_where_no_weights_are_given_for_it() {
+        let text = "version = 1\nname = \"lit\"\n[model]\nname = \"ViT-B-32\"\n\
+                    [data]\nsources = [{ shards = \"00.tar\" }]\n[train]\nglobal_batch = 8\n";
+        let mut job = Job::from_toml("job.toml", text).expect("a job");
+        assert!(locked_at_random(&job).is_empty());
+        (job.train.lock_image, job.train.lock_text) = (true, true);
+        let said = locked_at_random(&job);
+        assert!(
+            said.len() == 2 && said[0].contains("train.lock_image") && said[1].contains("model.pretrained_text_path"),
+            "{said:?}"
+        );
+        job.model.pretrained_image_path = Some("tower.pt".into());
+        assert!(
+            locked_at_random(&job)
+                .iter()
+                .all(|line| line.contains("train.lock_text"))
+        );
+        job.model.pretrained_image_path = None;
+        job.model.pretrained = Some("whole.pt".into());
+        assert!(locked_at_random(&job).is_empty());
     }
 }
