@@ -18,6 +18,8 @@ pub const INDEX_FILE: &str = "index.argosy";
 pub const MODEL_FILE: &str = "model.json";
 /// The weights it starts from, where the job names some.
 pub const WEIGHTS_FILE: &str = "open_clip_model.safetensors";
+/// How those weights were trained, where their folder says it.
+pub const WEIGHTS_CONFIG_FILE: &str = "open_clip_config.json";
 /// Version of [`Package`].
 pub const PACKAGE_VERSION: u32 = 1;
 

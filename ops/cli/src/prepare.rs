@@ -122,6 +122,10 @@ fn put(prepared: &Prepared) -> Outcome<()> {
     }
     if let Some(folder) = &job.model.pretrained {
         files.push((package::WEIGHTS_FILE, below(folder).join(package::WEIGHTS_FILE)));
+        let config = below(folder).join(package::WEIGHTS_CONFIG_FILE);
+        if config.is_file() {
+            files.push((package::WEIGHTS_CONFIG_FILE, config));
+        }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

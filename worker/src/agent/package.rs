@@ -2,7 +2,7 @@
 //! worker's own.
 
 use argosy_common::exit::Exit;
-use argosy_common::package::{INDEX_FILE, MODEL_FILE, WEIGHTS_FILE};
+use argosy_common::package::{INDEX_FILE, MODEL_FILE, WEIGHTS_CONFIG_FILE, WEIGHTS_FILE};
 use argosy_rpc::Welcome;
 use argosy_shard_loader::objects;
 use object_store::path::Path as Key;
@@ -39,6 +39,11 @@ pub(super) async fn at_home(welcome: &Welcome, dir: &Path) -> Result<Welcome, Fa
     }
     if let Some(folder) = &mut own.job.model.pretrained {
         fetch(&place.objects, WEIGHTS_FILE, &home.join(WEIGHTS_FILE)).await?;
+        // Not all weights have one.
+        match fetch(&place.objects, WEIGHTS_CONFIG_FILE, &home.join(WEIGHTS_CONFIG_FILE)).await {
+            Err((Exit::NotFound, _)) => {}
+            fetched => fetched?,
+        }
         *folder = text(&home)?;
     }
     Ok(own)
@@ -96,6 +101,10 @@ async fn fetch(objects: &Arc<dyn ObjectStore>, name: &str, path: &Path) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clip::ModelConfig;
+    use crate::model::resolve_job;
+    use argosy_common::config::Job;
+    use argosy_common::ids::{Term, WorkerId};
 
     #[test]
     fn folder_of_a_run_is_private_and_no_id_leads_out_of_it() {
@@ -122,5 +131,48 @@ mod tests {
             .await
             .unwrap_err();
         assert!(exit == Exit::NotFound && why.contains("model.json"), "{why}");
+    }
+
+    /// Weights bring activation and normalisation to a machine that shares no folder with the one that prepared the run.
+    #[tokio::test]
+    async fn configuration_beside_the_weights_comes_with_them_and_may_be_missing() {
+        let (store, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let job = "version = 1\nname = \"far\"\n[model]\nname = \"demo-tiny\"\npretrained = \"elsewhere\"\n\
+                    [data]\nsources = [{ shards = \"00.tar\" }]\n[train]\nglobal_batch = 8\n";
+        let welcome = Welcome {
+            worker: WorkerId(1),
+            files_url: Some(text(store.path()).unwrap()),
+            run: "far-1".into(),
+            job_dir: "/elsewhere".into(),
+            index_path: String::new(),
+            index_hash: 1,
+            lanes: 1,
+            window_factor: 4,
+            total_positions: 8,
+            run_dir: String::new(),
+            heartbeat_ms: 50,
+            run_secret: Vec::new(),
+            decode_threads: 1,
+            torch_threads: 1,
+            term: Term(1),
+            leases: false,
+            orphan_max_ms: 1,
+            job: Job::from_toml("job.toml", job).unwrap(),
+        };
+        for file in [INDEX_FILE, WEIGHTS_FILE] {
+            std::fs::write(store.path().join(file), "x").unwrap();
+        }
+        let bare = at_home(&welcome, &dir.path().join("bare")).await.unwrap();
+        let config = ModelConfig::by_name("demo-tiny").unwrap();
+        let said = serde_json::json!({"model_cfg": config.source, "preprocess_cfg": {"mean": 0.5}});
+        std::fs::write(store.path().join(WEIGHTS_CONFIG_FILE), said.to_string()).unwrap();
+        let told = at_home(&welcome, &dir.path().join("told")).await.unwrap();
+        let mean = |home: &Welcome| resolve_job(&home.job, Path::new(&home.job_dir)).unwrap().1.mean[0];
+        assert!(
+            mean(&bare) < 0.49 && mean(&told) == 0.5,
+            "{} {}",
+            mean(&bare),
+            mean(&told)
+        );
     }
 }
