@@ -77,7 +77,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// Both phases with all rows our own.
 fn softmax(f: &Tensor, g: &Tensor, own: &[u32]) -> Result<f64> {
-    let (rows, lse) = OwnRows::begin(f, g, own, SCALE, TorchOptions::default().tile)?;
+    let (mut rows, lse) = OwnRows::begin(f, g, own, SCALE, TorchOptions::default().tile)?;
     let grads = rows.finish(&lse.r, &lse.c, &lse.diag)?;
     anyhow::ensure!(grads.d_log_scale.is_finite(), "the gradient is not finite");
     let sum = lse.r.f_sum(Kind::Double)?.f_double_value(&[])? + lse.c.f_sum(Kind::Double)?.f_double_value(&[])?;

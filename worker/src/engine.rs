@@ -22,7 +22,7 @@ pub mod torch;
 pub mod toy;
 
 pub use buckets::buckets;
-pub use sparse::{SparseTable, reduce_rows};
+pub use sparse::SparseTable;
 pub use state::{StateRead, StateTensor};
 pub use torch::{TorchEngine, TorchOptions};
 pub use toy::ToyEngine;
@@ -40,6 +40,9 @@ pub enum EngineError {
     /// Calls came in an order that makes no sense, or an argument contradicts an earlier call.
     #[error("{0}")]
     Protocol(String),
+    /// Whoever heard of the gradient's parts wants no more of this step; the next one begins with `encode`.
+    #[error("the step was given up while its gradient was made")]
+    GivenUp,
     /// A state, weight file or golden folder does not fit the model.
     #[error("{0}")]
     State(String),
@@ -69,8 +72,9 @@ impl EngineError {
     }
 }
 
-/// Hears where a final part of the flat gradient begins, and its values.
-pub type Ready<'a> = dyn FnMut(usize, &[f32]) + 'a;
+/// Hears where a final part of the flat gradient begins, and its values; an empty part only asks whether to go on. An error
+/// ([`EngineError::GivenUp`]) ends the pass.
+pub type Ready<'a> = dyn FnMut(usize, &[f32]) -> Result<()> + 'a;
 
 /// Result of an engine call.
 pub type Result<T> = std::result::Result<T, EngineError>;
@@ -196,7 +200,8 @@ pub trait Engine: Debug + Send {
     fn loss_backward(&mut self, all: &GatheredLse<'_>) -> Result<LossOut>;
 
     /// As [`Engine::loss_backward`]; `ready` hears, while the rest is still being computed, of parts of the flat gradient that
-    /// are final: where they begin and their values. Each part at most once; what it never hears of is final at the end.
+    /// are final: where they begin and their values. Each part at most once; what it never hears of is final at the end. It is
+    /// asked as often as the pass can end early, whether or not there is a part to tell of.
     fn loss_backward_overlapped(&mut self, all: &GatheredLse<'_>, _ready: &mut Ready<'_>) -> Result<LossOut> {
         self.loss_backward(all)
     }

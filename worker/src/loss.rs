@@ -93,19 +93,30 @@ impl OwnRows {
     pub fn begin(f_all: &Tensor, g_all: &Tensor, own: &[u32], scale: f64, edge: usize) -> Result<(Self, LseVectors)> {
         let features = Features::new(f_all, g_all, own, scale)?;
         let tiles = features.tiles(edge);
+        let keep = tiles.iter().map(Tile::elements).sum::<usize>() <= KEEP_ELEMENTS;
         let mut this = Self { features, tiles };
-        let lse = this.phase_one()?;
+        let lse = match this.phase_one(keep) {
+            Err(error) if keep && error.is_out_of_memory() => {
+                this.forget_logits();
+                this.phase_one(false)?
+            }
+            other => other?,
+        };
         Ok((this, lse))
     }
 
-    fn phase_one(&mut self) -> Result<LseVectors> {
+    /// Drops the logits that were kept; true if there were any. Made again they have the same bits.
+    fn forget_logits(&mut self) -> bool {
+        let dropped = self.tiles.iter_mut().map(|tile| tile.logits.take().is_some());
+        dropped.fold(false, |any, this| any | this)
+    }
+
+    fn phase_one(&mut self, keep: bool) -> Result<LseVectors> {
         let own = &self.features;
         let n = own.own_index.numel() as i64;
         let full = |value: f64| Tensor::f_full([n], value, (own.f.kind(), own.f.device()));
         let (r, c, diag) = (full(f64::NEG_INFINITY)?, full(f64::NEG_INFINITY)?, full(0.0)?);
-        let keep = self.tiles.iter().map(Tile::elements).sum::<usize>() <= KEEP_ELEMENTS;
-        let mut tiles = std::mem::take(&mut self.tiles);
-        for tile in &mut tiles {
+        for tile in &mut self.tiles {
             let logits = own.logits(tile)?;
             if tile.on_diagonal() {
                 let mut own = logits.f_diagonal(0, 0, 1)?;
@@ -123,7 +134,6 @@ impl OwnRows {
             }
             tile.logits = keep.then_some(logits);
         }
-        self.tiles = tiles;
         let zero = full(0.0)?;
         Ok(LseVectors {
             r: r.f_logaddexp(&zero)?,
@@ -132,11 +142,19 @@ impl OwnRows {
         })
     }
 
-    /// Phase 2: gradients of own rows, given what [`OwnRows::begin`] told of all `V` rows.
+    /// Phase 2: gradients of own rows, given what [`OwnRows::begin`] told of all `V` rows. Where memory is short, the logits that
+    /// were kept go first.
     ///
     /// # Errors
-    /// When `r`, `c` or `diag` has not `V` values.
-    pub fn finish(self, r: &Tensor, c: &Tensor, diag: &Tensor) -> Result<LossGrads> {
+    /// When `r`, `c` or `diag` has not `V` values, or memory does not hold a tile; it may be called again then.
+    pub fn finish(&mut self, r: &Tensor, c: &Tensor, diag: &Tensor) -> Result<LossGrads> {
+        match self.gradients(r, c, diag) {
+            Err(error) if error.is_out_of_memory() && self.forget_logits() => self.gradients(r, c, diag),
+            other => other,
+        }
+    }
+
+    fn gradients(&mut self, r: &Tensor, c: &Tensor, diag: &Tensor) -> Result<LossGrads> {
         let features = &self.features;
         let v = features.valid_rows;
         let got = [r.numel(), c.numel(), diag.numel()];
@@ -151,10 +169,10 @@ impl OwnRows {
             Some(others) => Norms::pick(r, c, diag, &others.index)?,
             None => Norms::pick(r, c, diag, &features.own_index.f_narrow(0, 0, 0)?)?,
         };
-        for mut tile in self.tiles {
+        for tile in &mut self.tiles {
             let logits = match tile.logits.take() {
                 Some(kept) => kept,
-                None => features.logits(&tile)?,
+                None => features.logits(tile)?,
             };
             let (row_lse, col_lse, col_diag) = match tile.side {
                 Side::Both => (&own.r, &own.c, &own.diag),
@@ -172,7 +190,7 @@ impl OwnRows {
                 let own = row_lse.f_neg()?.f_expm1_()?.f_add(&col_lse.f_neg()?.f_expm1_()?)?;
                 weights.f_diagonal(0, 0, 1)?.f_copy_(&own)?;
             }
-            features.spread(&tile, &weights, &d_f, &d_g)?;
+            features.spread(tile, &weights, &d_f, &d_g)?;
         }
         features.close(d_f, d_g, 2.0)
     }

@@ -360,6 +360,9 @@ pub struct Blocks {
     first: usize,
 }
 
+/// Hears the prefix of a block whose gradients are final; an error ends the way back.
+pub(crate) type Done<'a> = dyn FnMut(&str) -> Result<()> + 'a;
+
 /// What [`Blocks::backward`] needs, of the blocks that are trained.
 #[derive(Debug)]
 pub struct SavedBlocks(Vec<Saved>);
@@ -398,21 +401,21 @@ impl Blocks {
     }
 
     /// The gradient of the rows `[T, w]` that go into the first trained block from that of the pooled tokens `[n, w]`; `done`
-    /// hears of every block whose gradients are final, last block first.
+    /// hears of every block whose gradients are final, last block first, and may end the way there.
     pub(crate) fn backward(
         &self,
         saved: SavedBlocks,
         layout: &Layout,
         dy: Tensor,
         sink: Sink,
-        done: &mut dyn FnMut(&str),
+        done: &mut Done<'_>,
     ) -> Result<Tensor> {
         let mut dx = dy;
         let trained = &self.all[self.first..];
         for (at, (block, saved)) in trained.iter().zip(saved.0).enumerate().rev() {
             let pooled = at + 1 == trained.len() && !layout.whole;
             dx = block.backward(saved, layout, pooled, dx, sink)?;
-            done(block.prefix());
+            done(block.prefix())?;
         }
         if self.all.is_empty() && !layout.whole {
             let rows: i64 = layout.spans.iter().map(|s| s.n * s.len).sum();

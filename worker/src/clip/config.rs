@@ -123,6 +123,15 @@ pub struct VisionConfig {
 }
 
 impl VisionConfig {
+    /// Layers between embeddings and projection, as rates decay along them: blocks of a transformer, stages of a ResNet.
+    #[must_use]
+    pub fn depth(&self) -> i64 {
+        match &self.kind {
+            VisionKind::Vit(vit) => vit.stack.layers,
+            VisionKind::ResNet(resnet) => resnet.layers.len() as i64,
+        }
+    }
+
     /// Transformer blocks; none in a ResNet.
     #[must_use]
     pub fn blocks(&self) -> i64 {

@@ -1,7 +1,7 @@
 //! The text tower (`TextTransformer`): blocks over captions, of causal ones cut to the longest of a length group, all groups'
 //! tokens one after another.
 
-use super::block::{Blocks, Layout, SavedBlocks, Span};
+use super::block::{Blocks, Done, Layout, SavedBlocks, Span};
 use super::config::{ModelConfig, TextPool, TextProjection};
 use super::groups::{Group, by_length};
 use super::head::{Head, Pooling, Projection, SavedHead};
@@ -154,7 +154,7 @@ impl TextTower {
         saved: SavedText,
         d_features: &Tensor,
         sink: Sink,
-        done: &mut dyn FnMut(&str),
+        done: &mut Done<'_>,
     ) -> Result<()> {
         if !self.trained {
             return Ok(());
@@ -274,6 +274,10 @@ impl TextTower {
         Ok(Some(mask.f_to_device(self.device)?))
     }
 
+    pub(crate) fn set_group_cost(&mut self, positions: usize) {
+        self.group_cost = positions;
+    }
+
     /// Width of the tower.
     #[must_use]
     pub fn width(&self) -> i64 {
@@ -284,7 +288,8 @@ impl TextTower {
 /// What one more length group costs, in token positions of a tower `width` wide. Estimated for two cores, never measured on
 /// the machine it runs on, which must have no say in the bits: a group's calls take about 0.1 ms, a token takes 0.19 ms at
 /// width 512 and 0.03 ms at width 192.
-fn group_cost(width: i64) -> usize {
+#[must_use]
+pub fn group_cost(width: i64) -> usize {
     (140_000 / (width * width).max(1)).clamp(1, 64) as usize
 }
 

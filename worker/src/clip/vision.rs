@@ -1,5 +1,6 @@
 //! The image towers: what they take, and which of the two a model has.
 
+use super::block::Done;
 use super::config::{ModelConfig, Preprocess, VisionKind};
 use super::ops::Sink;
 use super::params::Params;
@@ -193,7 +194,7 @@ impl VisionTower {
         saved: SavedImages,
         d_features: &Tensor,
         sink: Sink,
-        done: &mut dyn FnMut(&str),
+        done: &mut Done<'_>,
     ) -> Result<()> {
         if !self.trained {
             return Ok(());

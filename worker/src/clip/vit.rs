@@ -1,7 +1,7 @@
 //! The vision transformer (`VisionTransformer`): patches as a matrix product, class token, pre-norm blocks, one pooled token
 //! or the mean of all patches.
 
-use super::block::{Blocks, Layout, SavedBlocks, Span};
+use super::block::{Blocks, Done, Layout, SavedBlocks, Span};
 use super::config::{ImagePool, ModelConfig, VitConfig};
 use super::head::{Head, Pooling, Projection, SavedHead};
 use super::init::unit;
@@ -164,13 +164,7 @@ impl Vit {
     }
 
     /// Gradients of all weights from that of the features.
-    pub(crate) fn backward(
-        &self,
-        saved: SavedVit,
-        d_features: &Tensor,
-        sink: Sink,
-        done: &mut dyn FnMut(&str),
-    ) -> Result<()> {
+    pub(crate) fn backward(&self, saved: SavedVit, d_features: &Tensor, sink: Sink, done: &mut Done<'_>) -> Result<()> {
         let Some(d_out) = self.head.backward(saved.head, d_features, sink)? else {
             return Ok(());
         };

@@ -4,17 +4,17 @@ use super::TensorSpec;
 use crate::collective::BLOCK_ELEMENTS;
 use std::ops::Range;
 
-/// Elements of a bucket (16 MiB): large enough for a sum to run at full speed, small enough that the last one is short.
-const BUCKET_ELEMENTS: usize = 64 * BLOCK_ELEMENTS;
+/// Elements of a bucket (4 MiB): large enough for a sum to run at full speed, small enough that the last one is short.
+pub const BUCKET_ELEMENTS: usize = 64 * BLOCK_ELEMENTS;
 
-/// The flat order from `start` (a block's edge, rule N1) to its end in ranges of whole blocks, in an order that is the same on
-/// every worker: by when the last tensor of each is expected to be done.
+/// The flat order from `start` (a block's edge, rule N1) to its end in ranges of `elements` (whole blocks), in an order that is
+/// the same on every worker: by when the last tensor of each is expected to be done.
 #[must_use]
-pub fn buckets(table: &[TensorSpec], start: usize) -> Vec<Range<usize>> {
+pub fn buckets(table: &[TensorSpec], start: usize, elements: usize) -> Vec<Range<usize>> {
     let end = table.last().map_or(0, |t| t.offset + t.len);
     let ranges = (start..end)
-        .step_by(BUCKET_ELEMENTS)
-        .map(|at| at..end.min(at + BUCKET_ELEMENTS));
+        .step_by(elements.max(1))
+        .map(|at| at..end.min(at + elements.max(1)));
     let mut out: Vec<Range<usize>> = ranges.collect();
     out.sort_by_key(|range| {
         let from = table.partition_point(|t| t.offset + t.len <= range.start);
@@ -60,8 +60,8 @@ mod tests {
             })
             .collect();
         let at = |i: usize| i * len..(i + 1) * len;
-        assert_eq!(buckets(&table, 0), [at(3), at(2), at(1), at(0)]);
-        let mut rest = buckets(&table, BLOCK_ELEMENTS);
+        assert_eq!(buckets(&table, 0, len), [at(3), at(2), at(1), at(0)]);
+        let mut rest = buckets(&table, BLOCK_ELEMENTS, len);
         rest.sort_by_key(|r| r.start);
         assert!(rest.windows(2).all(|w| w[0].end == w[1].start));
         assert_eq!((rest[0].start, rest[rest.len() - 1].end), (BLOCK_ELEMENTS, 4 * len));

@@ -2,8 +2,6 @@
 //! which rows they reached (one bit a row) and reduce those alone; all other rows are zero on every worker, so the sum is
 //! the same.
 
-use super::{Engine, EngineError, Result, expect_len};
-
 /// A table inside the flat order whose gradient reaches few rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SparseTable {
@@ -45,49 +43,6 @@ impl SparseTable {
             .flat_map(|(at, byte)| bits(usize::from(*byte)).map(move |bit| at as u32 * 8 + bit));
         rows.filter(|row| (*row as usize) < self.rows).collect()
     }
-}
-
-/// Reduces the flat gradient of `engine` by `sum` (adds up over the workers, in place), leaving out the rows of its
-/// sparse table that are not in `union`. Every worker must pass the same `union`, which names all rows that any worker
-/// reached; `scratch` is kept between steps.
-///
-/// # Errors
-/// Those of `sum`, and when a row lies beyond the table.
-pub fn reduce_rows<E, X>(
-    engine: &mut E,
-    union: &[u32],
-    scratch: &mut Vec<f32>,
-    mut sum: impl FnMut(&mut [f32]) -> std::result::Result<(), X>,
-) -> std::result::Result<(), X>
-where
-    E: Engine + ?Sized,
-    X: From<EngineError>,
-{
-    let Some(table) = engine.sparse_table() else {
-        return sum(engine.grads_flat()?);
-    };
-    let (head, rest) = engine.grads_flat()?.split_at_mut(table.offset);
-    let (middle, tail) = rest.split_at_mut(table.rows * table.width);
-    gather_rows(&table, union, middle, scratch)?;
-    sum(head)?;
-    sum(scratch)?;
-    sum(tail)?;
-    for (row, values) in union.iter().zip(scratch.chunks(table.width)) {
-        middle[*row as usize * table.width..][..table.width].copy_from_slice(values);
-    }
-    Ok(())
-}
-
-fn gather_rows(table: &SparseTable, union: &[u32], values: &[f32], scratch: &mut Vec<f32>) -> Result<()> {
-    scratch.clear();
-    for &row in union {
-        let from = row as usize * table.width;
-        let Some(row) = values.get(from..from + table.width) else {
-            return expect_len("rows of the sparse table", table.rows, row as usize + 1);
-        };
-        scratch.extend_from_slice(row);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

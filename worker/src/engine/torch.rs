@@ -78,7 +78,7 @@ impl TorchEngine {
         let mut params = Params::held(config, options.seed, options.held())?;
         params.lock(options.locks.frozen(config)?, options.locks.freeze_bn_stats);
         let clip = Clip::new(config, preprocess, &params)?;
-        let (images, texts) = (config.vision.blocks(), config.text.stack.layers);
+        let (images, texts) = (config.vision.depth(), config.text.stack.layers);
         let adam = AdamW::new(&params, |spec| {
             params.trains(&spec.name).then(|| Treatment {
                 decays: options.decay.decays(&spec.name, &spec.shape),
@@ -160,6 +160,11 @@ impl TorchEngine {
         let mut values = self.params.values.as_slice().to_vec();
         fit(file, &self.config, &self.params, part, &mut values)?;
         self.set_params(&values)
+    }
+
+    /// Sets what one more length group of captions costs, in token positions; for benches that look for the best.
+    pub fn set_group_cost(&mut self, positions: usize) {
+        self.clip.text.set_group_cost(positions);
     }
 
     /// Moments and the count of updates, for tools; training changes them through [`Engine::apply`] only.
@@ -285,13 +290,13 @@ impl Engine for TorchEngine {
     }
 
     fn loss_backward(&mut self, all: &GatheredLse<'_>) -> Result<LossOut> {
-        self.loss_backward_overlapped(all, &mut |_, _| {})
+        self.loss_backward_overlapped(all, &mut |_, _| Ok(()))
     }
 
     fn loss_backward_overlapped(&mut self, all: &GatheredLse<'_>, ready: &mut Ready<'_>) -> Result<LossOut> {
-        let mut step = self
+        let step = self
             .step
-            .take()
+            .as_mut()
             .ok_or_else(|| EngineError::Protocol("loss_backward before encode".into()))?;
         let begun = step
             .loss
@@ -299,14 +304,20 @@ impl Engine for TorchEngine {
             .ok_or_else(|| EngineError::Protocol("loss_backward before own_lse".into()))?;
         expect_len("diag", all.r.len(), all.diag.len())?;
         let (grads, d_bias, value) = match begun {
-            StepLoss::Softmax(rows) => {
+            StepLoss::Softmax(mut rows) => {
                 let on_device =
                     |v: &[f32]| -> Result<Tensor> { Ok(Tensor::f_from_slice(v)?.f_to_device(self.options.device)?) };
-                let grads = rows.finish(&on_device(all.r)?, &on_device(all.c)?, &on_device(all.diag)?)?;
+                let (r, c, diag) = (on_device(all.r)?, on_device(all.c)?, on_device(all.diag)?);
+                // The step is still in its place, so that what it keeps can be given up for the tiles.
+                let grads = self.retry(|_| rows.finish(&r, &c, &diag))?;
                 (grads, 0.0, loss::value(all.r, all.c))
             }
             StepLoss::Sigmoid(done) => (done.grads, done.d_bias, loss::sigmoid_value(all.r)),
         };
+        let step = self
+            .step
+            .take()
+            .ok_or_else(|| EngineError::Protocol("loss_backward without its step".into()))?;
         argosy_torch_ext::record::mark(crate::profile::TOWERS_BACKWARD);
         self.turns_default(step.lanes());
         self.towers_backward(step, &grads.d_f, &grads.d_g, ready)?;

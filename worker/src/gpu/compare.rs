@@ -194,7 +194,7 @@ fn tiles(device: Device) -> Result<Told> {
     let run = |device: Device| -> Result<[Vec<f32>; 4]> {
         let (f, g) = (f.f_to_device(device)?, g.f_to_device(device)?);
         let (_, all) = OwnRows::begin(&f, &g, &everyone, 50.0, 1024)?;
-        let (own, lse) = OwnRows::begin(&f, &g, &own, 50.0, 200)?;
+        let (mut own, lse) = OwnRows::begin(&f, &g, &own, 50.0, 200)?;
         let grads = own.finish(&all.r, &all.c, &all.diag)?;
         Ok([
             to_vec(&lse.r)?,

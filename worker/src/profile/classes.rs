@@ -8,7 +8,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// Matrix products of the towers, forward and backward.
+    /// Matrix products and convolutions of the towers, forward and backward.
     Matmul,
     Attention,
     Norms,
@@ -41,7 +41,7 @@ impl Class {
 
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Matmul => "towers' matmul",
+            Self::Matmul => "towers' products",
             Self::Attention => "attention",
             Self::Norms => "norms",
             Self::LossTiles => "loss tiles",
@@ -84,6 +84,27 @@ const VIEWS: [&str; 18] = [
     "unbind",
     "diagonal",
     "empty",
+];
+
+/// Operators that are matrix products or convolutions, and those round them.
+const PRODUCTS: [&str; 17] = [
+    "mm",
+    "addmm",
+    "addmm_",
+    "bmm",
+    "baddbmm",
+    "linear",
+    "matmul",
+    "mkldnn_linear",
+    "mkldnn::_linear_pointwise",
+    "conv2d",
+    "convolution",
+    "_convolution",
+    "mkldnn_convolution",
+    "_slow_conv2d_forward",
+    "thnn_conv2d",
+    "convolution_backward",
+    "cudnn_convolution",
 ];
 
 /// One operator's own share of a step.
@@ -175,21 +196,10 @@ fn class(phase: &str, in_node: bool, towers_began: bool, attention: bool, name: 
     if phase == "loss" || (phase == "backward" && !in_node && !towers_began) {
         return Some(Class::LossTiles);
     }
-    let is_product = [
-        "mm",
-        "addmm",
-        "addmm_",
-        "bmm",
-        "baddbmm",
-        "linear",
-        "matmul",
-        "mkldnn_linear",
-        "mkldnn::_linear_pointwise",
-    ];
     let operator = name.strip_prefix("aten::").unwrap_or(name);
     Some(if attention {
         Class::Attention
-    } else if is_product.contains(&operator) {
+    } else if PRODUCTS.contains(&operator) {
         Class::Matmul
     } else if operator.contains("layer_norm") || operator.contains("batch_norm") {
         Class::Norms
@@ -202,6 +212,9 @@ fn class(phase: &str, in_node: bool, towers_began: bool, attention: bool, name: 
 mod tests {
     use super::super::report::Phase;
     use super::*;
+    use crate::clip::ModelConfig;
+    use crate::engine::{Engine, GatheredLse, RowsIn, TorchEngine, TorchOptions};
+    use argosy_torch_ext::record::{self, Recording};
 
     fn span(name: &str, start_ns: i64, end_ns: i64) -> Span {
         Span {
@@ -233,10 +246,75 @@ mod tests {
         }
     }
 
+    /// A step of a ResNet, recorded; all other threads of this process left out.
+    #[test]
+    fn convolutions_of_a_resnet_are_products_with_their_work() {
+        let text = r#"{"embed_dim": 8, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8},
+            "text_cfg": {"context_length": 9, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}}"#;
+        let (config, preprocess) = ModelConfig::from_json(text).unwrap();
+        let mut engine = TorchEngine::new(&config, &preprocess, TorchOptions::default()).unwrap();
+        let rows = 4usize;
+        let pixels: Vec<u8> = (0..rows * 32 * 32 * 3).map(|k| (k * k / 7 % 251) as u8).collect();
+        let tokens: Vec<i32> = (0..rows)
+            .flat_map(|row| [62, 1 + row as i32, 63, 0, 0, 0, 0, 0, 0])
+            .collect();
+        let recording = Recording::start();
+        record::mark(c"here");
+        let start_ns = record::now_ns();
+        let lengths = vec![3; rows];
+        let (pixels, tokens, lengths) = (&pixels, &tokens, &lengths);
+        let rows_in = RowsIn {
+            rows,
+            pixels,
+            tokens,
+            lengths,
+        };
+        let out = engine.encode(&rows_in, usize::MAX).unwrap();
+        let encoded_ns = record::now_ns();
+        let lse = engine.own_lse(&[0, 1, 2, 3], rows, &out.f, &out.g).unwrap();
+        let lost_ns = record::now_ns();
+        let (r, c, diag) = (&lse.r, &lse.c, &lse.diag);
+        engine.loss_backward(&GatheredLse { r, c, diag }).unwrap();
+        let end_ns = record::now_ns();
+        let mut spans = recording.spans();
+        drop(recording);
+        let here = spans.iter().find(|s| s.name == "here").expect("the mark").thread;
+        spans.retain(|span| span.thread == here);
+        let phase = |name: &str, start_ns, end_ns| Phase {
+            name: name.into(),
+            start_ns,
+            end_ns,
+        };
+        let step = Step {
+            start_ns,
+            end_ns,
+            rows: 4,
+            phases: vec![
+                phase("encode", start_ns, encoded_ns),
+                phase("loss", encoded_ns, lost_ns),
+                phase("backward", lost_ns, end_ns),
+            ],
+        };
+        let named = |part: &str| spans.iter().filter(|s| s.name.contains(part)).count();
+        // Three of the stem, three of each of four blocks, and one round each of them.
+        assert_eq!((named("aten::conv2d"), named("aten::convolution_backward")), (19, 19));
+        let shares = shares(&[step], &spans);
+        let flops = |class| shares.iter().filter(|s| s.class == class).map(|s| s.flops).sum::<f64>();
+        let whole: f64 = spans.iter().map(|s| s.flops).sum();
+        // The stem's second and third convolutions alone: 16 by 16 places, 4 to 4 and 4 to 8 channels, 9 places of a kernel.
+        let stem = (rows * 256 * 9 * 2 * (4 * 4 + 4 * 8)) as f64;
+        assert!(flops(Class::Matmul) > 3.0 * stem, "{}", flops(Class::Matmul));
+        assert!(flops(Class::Matmul) + flops(Class::LossTiles) > 0.99 * whole, "{whole}");
+        assert_eq!(flops(Class::Elementwise), 0.0);
+    }
+
     #[test]
     fn own_time_goes_to_the_innermost_operator_and_nothing_counts_twice() {
         let spans = [
             span("aten::mm", 0, 10), // warm-up
+            span("aten::conv2d", 101, 109),
+            span("aten::convolution", 102, 108),
+            span("aten::mkldnn_convolution", 103, 107),
             span("aten::linear", 110, 150),
             span("aten::addmm", 120, 145),
             span("aten::scaled_dot_product_attention", 150, 190),
@@ -254,14 +332,14 @@ mod tests {
                 .map(|s| s.own_ns)
                 .sum::<i64>()
         };
-        assert_eq!(total(Class::Matmul), 40 + 25);
+        assert_eq!(total(Class::Matmul), 8 + 40 + 25);
         assert_eq!(total(Class::Attention), 40);
         assert_eq!(total(Class::LossTiles), 20);
         assert_eq!(total(Class::Elementwise), 15, "the node's own time");
         assert_eq!(total(Class::Optimiser), 0);
         assert_eq!(
             shares.iter().map(|s| s.bytes).sum::<f64>(),
-            40.0,
+            50.0,
             "leaves alone move bytes"
         );
     }

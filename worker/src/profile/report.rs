@@ -2,17 +2,13 @@
 
 use super::classes::{self, Class};
 use super::machine::Machine;
+use crate::trainer::PHASES;
 use argosy_common::events::StepReport;
 use argosy_torch_ext::record::Span;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
-
-/// Phases in the order they are gone through; a report holds them by name.
-const PHASES: [&str; 9] = [
-    "load", "encode", "gather", "loss", "backward", "reduce", "sentinel", "apply", "hash",
-];
 
 /// A phase of one step on the clock of the spans.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -241,7 +237,7 @@ fn verdict(classes: &[ClassTime]) -> String {
         (
             busy,
             format!(
-                "limited by arithmetic: {busy:.0} % of a step is towers' matrix products and attention at {peak:.0} % of this \
+                "limited by arithmetic: {busy:.0} % of a step is the towers' products and attention at {peak:.0} % of this \
              machine's peak; lower precision, more cores or a smaller model would help"
             ),
         ),
@@ -296,11 +292,17 @@ mod tests {
     fn phases_of_a_step_lie_end_to_end_in_the_order_they_happen() {
         let step = Step::new(
             100_000_000,
-            &report(&[("apply", 20.0), ("encode", 30.0), ("load", 10.0)]),
+            &report(&[
+                ("apply", 20.0),
+                ("checkpoint", 4.0),
+                ("lease", 1.0),
+                ("encode", 30.0),
+                ("load", 10.0),
+            ]),
         );
         let names: Vec<&str> = step.phases.iter().map(|p| p.name.as_str()).collect();
-        assert_eq!(names, ["load", "encode", "apply"]);
-        assert_eq!((step.start_ns, step.phases[2].start_ns), (40_000_000, 80_000_000));
+        assert_eq!(names, ["load", "encode", "checkpoint", "lease", "apply"]);
+        assert_eq!((step.start_ns, step.phases[4].start_ns), (35_000_000, 80_000_000));
     }
 
     #[test]

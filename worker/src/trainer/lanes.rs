@@ -2,6 +2,7 @@
 //! and the lanes' gradients are added in a fixed tree. Who owns a lane leaves no trace in any bit.
 
 use super::gather::{Whole, pack_lse};
+use super::overlap::unless_aborted;
 use super::step::Timer;
 use super::{BatchSource, Halt, InGeneration, Trainer};
 use crate::collective::tree::{self, LaneTree};
@@ -69,7 +70,8 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
             self.engine.resume(batch.lane)?;
             let (turns, of) = whole.turns([batch.lane]);
             self.engine.lane_turns(&turns, of);
-            loss = self.engine.loss_backward(&all.view())?.loss;
+            let mut go_on = unless_aborted(&inside.abort);
+            loss = self.engine.loss_backward_overlapped(&all.view(), &mut go_on)?.loss;
             let grads = self.engine.grads_flat()?;
             // Before the sums mix, so that it is known whose it was (rule G11).
             finite &= all_finite(grads);

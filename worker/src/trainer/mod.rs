@@ -25,6 +25,7 @@ pub use copy::Origin;
 pub use failpoint::Failpoint;
 pub use lease::Lease;
 pub use source::BatchSource;
+pub use step::PHASES;
 
 use crate::checkpoint::{Layout, PartStore, Uploader};
 use crate::collective::{AbortHandle, Collective, CollectiveError};
@@ -175,10 +176,14 @@ impl From<PeerError> for Halt {
 
 impl From<EngineError> for Halt {
     fn from(error: EngineError) -> Self {
-        // The same inputs give the same error on any worker.
-        Self::Failed {
-            exit: Exit::JobFailed,
-            message: error.to_string(),
+        match error {
+            // It was asked to: by an abort, or because a sum failed, which has its own words.
+            EngineError::GivenUp => Self::Left(None),
+            // The same inputs give the same error on any worker.
+            other => Self::Failed {
+                exit: Exit::JobFailed,
+                message: other.to_string(),
+            },
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One step, top to bottom. Replicated state changes in APPLY only, and only behind a complete sentinel (rules G2, G4).
 
 use super::gather::{Layout, Whole, pack_lse};
+use super::overlap::unless_aborted;
 use super::{BatchSource, Cause, Halt, Held, InGeneration, Trainer};
 use crate::engine::{ApplyHyper, ApplyOut, Encoded, Engine, RowsIn, all_finite};
 use argosy_common::config::BatchNorm;
@@ -13,6 +14,21 @@ use argosy_shard_loader::LaneBatch;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// Phases of a step in the order they are gone through, as reports name them.
+pub const PHASES: [&str; 11] = [
+    "load",
+    "encode",
+    "gather",
+    "loss",
+    "backward",
+    "reduce",
+    "sentinel",
+    "checkpoint",
+    "lease",
+    "apply",
+    "hash",
+];
 
 /// Milliseconds by phase.
 pub(super) struct Timer {
@@ -256,7 +272,8 @@ impl<E: Engine, S: BatchSource> Trainer<E, S> {
         };
         self.engine.lane_turns(&turns, of);
         if members == 1 {
-            let loss = self.engine.loss_backward(&all.view())?.loss;
+            let mut go_on = unless_aborted(&inside.abort);
+            let loss = self.engine.loss_backward_overlapped(&all.view(), &mut go_on)?.loss;
             let finite = all_finite(self.engine.grads_flat()?);
             timer.lap("backward");
             timer.lap("reduce");

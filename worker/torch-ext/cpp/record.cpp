@@ -22,6 +22,8 @@ at::CallbackHandle handle = 0;
 struct Started : at::ObserverContext {
   int64_t at = 0;
   double flops = 0, bytes = 0;
+  // Of every element that comes out, for a convolution.
+  double flops_each = 0;
   // Whose they are is asked, they are never looked into.
   std::vector<const void *> inputs;
 };
@@ -31,6 +33,12 @@ int64_t now() {
 }
 
 double numel(const at::Tensor &t) { return static_cast<double>(t.numel()); }
+
+// Multiplications and additions that one element of a convolution's output takes; its weight is [out, in / groups, ...].
+double kernel_flops(const at::Tensor &weight) {
+  const bool fits = weight.defined() && weight.dim() > 2 && weight.size(0) > 0;
+  return fits ? 2.0 * numel(weight) / static_cast<double>(weight.size(0)) : 0.0;
+}
 
 // Multiplications and additions of the products among the operators; everything else counts as memory traffic.
 double flops_of(const char *name, c10::ArrayRef<const c10::IValue> in) {
@@ -57,6 +65,16 @@ double flops_of(const char *name, c10::ArrayRef<const c10::IValue> in) {
   if (!std::strcmp(name, "aten::_scaled_dot_product_flash_attention_for_cpu_backward")) {
     const at::Tensor q = tensor(1), k = tensor(2);
     return q.defined() && k.defined() && k.dim() > 2 ? 10.0 * numel(q) * static_cast<double>(k.size(-2)) : 0.0;
+  }
+  // One product with the kernel for the inputs' gradient, one for the kernel's, as far as they are wanted. Arguments: gradient,
+  // input, weight, sizes of the bias, stride, padding, dilation, transposed, output padding, groups, what is wanted.
+  if (!std::strcmp(name, "aten::convolution_backward")) {
+    const at::Tensor dy = tensor(0);
+    if (!dy.defined() || in.size() < 11 || !in[10].isBoolList()) return 0.0;
+    const auto wanted = in[10].toBoolList();
+    double products = 0;
+    for (size_t i = 0; i < 2 && i < wanted.size(); ++i) products += wanted[i] ? 1 : 0;
+    return products * numel(dy) * kernel_flops(tensor(2));
   }
   return 0.0;
 }
@@ -109,6 +127,9 @@ std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction &fn) {
   auto started = std::make_unique<Started>();
   try {
     started->flops = flops_of(fn.name(), fn.inputs());
+    // Whatever library does it, this operator is round it, and it alone counts.
+    if (is(fn.name(), {"aten::convolution"}) && fn.inputs().size() > 1 && fn.inputs()[1].isTensor())
+      started->flops_each = kernel_flops(fn.inputs()[1].toTensor());
     started->bytes = bytes_read(fn.name(), fn.inputs());
     each_tensor(fn.inputs(), [&](const at::Tensor &t) { started->inputs.push_back(t.unsafeGetTensorImpl()); });
   } catch (...) {
@@ -146,6 +167,10 @@ void end(const at::RecordFunction &fn, at::ObserverContext *context) {
   span.backward = fn.scope() == at::RecordScope::BACKWARD_FUNCTION;
   try {
     span.bytes += bytes_written(fn, *started);
+    if (started->flops_each > 0) {
+      each_tensor(c10::ArrayRef<const c10::IValue>(fn.outputs().data(), fn.outputs().size()),
+                  [&](const at::Tensor &t) { span.flops += started->flops_each * numel(t); });
+    }
   } catch (...) {
     // Outputs of an unexpected kind: the span's time still counts.
   }

@@ -32,7 +32,7 @@ pub struct Span {
     /// On the clock of [`now_ns`].
     pub start_ns: i64,
     pub end_ns: i64,
-    /// Multiplications and additions, where the operator is a matrix product; 0 elsewhere.
+    /// Multiplications and additions, where the operator is a matrix product or a convolution; 0 elsewhere.
     pub flops: f64,
     /// Bytes of its inputs and outputs.
     pub bytes: f64,
@@ -126,6 +126,33 @@ mod tests {
         assert!(before <= span.start_ns && span.start_ns <= span.end_ns && span.end_ns <= after);
         drop(recording);
         bytes_are_those_that_move();
+        convolutions_count_once_each_way();
+    }
+
+    /// In the same test: a recording is the process's.
+    fn convolutions_count_once_each_way() {
+        let float = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        // Two of eight output channels see two of four input channels each; a stride of 2 over 10 by 12 gives 5 by 6.
+        let (x, weight) = (float(&[3, 4, 10, 12]), float(&[8, 2, 3, 3]));
+        let recording = Recording::start();
+        let y = x.f_conv2d(&weight, None::<&Tensor>, [2, 2], [1, 1], [1, 1], 2).unwrap();
+        assert_eq!(y.size(), [3, 8, 5, 6]);
+        let sum = |spans: &[Span]| spans.iter().map(|s| s.flops).sum::<f64>();
+        let once = 2.0 * (3 * 8 * 5 * 6) as f64 * (2 * 3 * 3) as f64;
+        assert_eq!(sum(&recording.spans()), once);
+        drop(recording);
+        let recording = Recording::start();
+        y.sum(Kind::Float).backward();
+        assert_eq!(sum(&recording.spans()), 2.0 * once, "{:?}", recording.spans());
+        drop(recording);
+        // The pictures themselves want no gradient.
+        let y = x
+            .detach()
+            .f_conv2d(&weight, None::<&Tensor>, [2, 2], [1, 1], [1, 1], 2)
+            .unwrap();
+        let recording = Recording::start();
+        y.sum(Kind::Float).backward();
+        assert_eq!(sum(&recording.spans()), once);
     }
 
     /// In the same test: a recording is the process's.

@@ -203,7 +203,7 @@ impl TorchEngine {
     }
 
     /// Runs `work`; if memory is short, once more without the activations that were kept for the way back.
-    pub(super) fn retry<T>(&mut self, work: impl Fn(&Self) -> Result<T>) -> Result<T> {
+    pub(super) fn retry<T>(&mut self, mut work: impl FnMut(&Self) -> Result<T>) -> Result<T> {
         let error = match work(self) {
             Err(error) if error.is_out_of_memory() => error,
             other => return other,
@@ -237,12 +237,17 @@ impl TorchEngine {
             return Ok(());
         }
         self.check_turns(&inputs.lanes)?;
+        if kept.is_none() {
+            // The loss may have found out that fewer rows fit.
+            micro_rows = micro_rows.min(self.rows_fit);
+        }
         let mut attempt = self.backward_all(&inputs, kept, micro_rows, [d_f, d_g], ready);
         while let Err(error) = attempt {
             self.halve(rows, micro_rows, error)?;
             micro_rows = self.rows_fit;
             // What was said to be ready once is not said again.
-            attempt = self.backward_all(&inputs, None, micro_rows, [d_f, d_g], &mut |_, _| {});
+            let mut ask = |at: usize, _: &[f32]| ready(at, &[]);
+            attempt = self.backward_all(&inputs, None, micro_rows, [d_f, d_g], &mut ask);
         }
         self.params.fetch_grads()
     }
@@ -264,6 +269,7 @@ impl TorchEngine {
         let (mut sink, mut kept) = (Sink::Replace, kept);
         let mut statistics = Vec::new();
         for (start, len) in self.pieces(inputs, micro_rows) {
+            ready(0, &[])?;
             let piece = match kept.take() {
                 Some(kept) => kept,
                 None => self.encode_piece(inputs, start, len, true)?.2,
@@ -271,10 +277,9 @@ impl TorchEngine {
             statistics.extend_from_slice(piece.images.statistics());
             let cut = |x: &Tensor| x.f_narrow(0, start as i64, len as i64);
             let last = start + len == rows;
-            let mut done = |prefix: &str| {
-                if last {
-                    self.tell_ready(prefix, ready);
-                }
+            let mut done = |prefix: &str| match last {
+                true => self.tell_ready(prefix, ready),
+                false => ready(0, &[]),
             };
             self.clip
                 .vision
@@ -287,15 +292,16 @@ impl TorchEngine {
         self.stage_statistics(&statistics)
     }
 
-    /// Tells of a block's gradients; they lie together, since names are sorted. Only where they are in main memory yet.
-    fn tell_ready(&self, prefix: &str, ready: &mut Ready<'_>) {
+    /// Tells of a block's gradients; they lie together, since names are sorted. Where they are not in main memory yet, it only
+    /// asks whether to go on.
+    fn tell_ready(&self, prefix: &str, ready: &mut Ready<'_>) -> Result<()> {
         if self.params.device() != tch::Device::Cpu {
-            return;
+            return ready(0, &[]);
         }
         let own = |name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
         let table = self.params.table();
         let Some(first) = table.iter().position(|spec| own(&spec.name)) else {
-            return;
+            return ready(0, &[]);
         };
         let start = table[first].offset;
         let end = table[first..]
@@ -304,6 +310,6 @@ impl TorchEngine {
             .map(|spec| spec.offset + spec.len)
             .last()
             .unwrap_or(start);
-        ready(start, &self.params.grads.as_slice()[start..end]);
+        ready(start, &self.params.grads.as_slice()[start..end])
     }
 }

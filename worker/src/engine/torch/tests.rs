@@ -3,6 +3,7 @@ use crate::engine::hash_state_bytes;
 use argosy_common::config::Precision;
 
 mod locks;
+mod memory;
 
 const HYPER: ApplyHyper = ApplyHyper {
     lr: 2e-3,
@@ -293,49 +294,6 @@ fn engine_calls_out_of_order_or_of_wrong_size_are_refused() {
 }
 
 #[test]
-fn engine_reduced_by_touched_rows_equals_the_whole_sum() {
-    let all = batch(9);
-    let (mut workers, mut bitmaps, mut bitmap) = (vec![engine(11), engine(11)], Vec::new(), Vec::new());
-    let table = workers[0].sparse_table().unwrap();
-    for (worker, rows) in workers.iter_mut().zip([0..4usize, 4..9]) {
-        let part = Batch {
-            pixels: all.pixels[rows.start * 972..rows.end * 972].to_vec(),
-            tokens: all.tokens[rows.start * 9..rows.end * 9].to_vec(),
-            lengths: all.lengths[rows].to_vec(),
-        };
-        forward_backward(worker, &part, 9);
-        table.bitmap(worker.touched_rows(), &mut bitmap);
-        bitmaps.extend_from_slice(&bitmap);
-    }
-    let union = table.union(&bitmaps);
-    assert!(union.len() < table.rows && union.contains(&62) && union.contains(&63));
-    let other = workers[1].grads_flat().unwrap().to_vec();
-    let whole: Vec<f32> = workers[0]
-        .grads_flat()
-        .unwrap()
-        .iter()
-        .zip(&other)
-        .map(|(a, b)| a + b)
-        .collect();
-    // The other worker's slices in the order in which they are asked for.
-    let end = table.offset + table.rows * table.width;
-    let row = |r: &u32| other[table.offset + *r as usize * table.width..][..table.width].to_vec();
-    let mut slices = vec![
-        other[end..].to_vec(),
-        union.iter().flat_map(row).collect(),
-        other[..table.offset].to_vec(),
-    ];
-    let sum = |values: &mut [f32]| -> Result<()> {
-        let theirs = slices.pop().unwrap();
-        expect_len("slice", theirs.len(), values.len())?;
-        values.iter_mut().zip(theirs).for_each(|(a, b)| *a += b);
-        Ok(())
-    };
-    crate::engine::reduce_rows(&mut workers[0], &union, &mut Vec::new(), sum).unwrap();
-    assert_eq!(workers[0].grads_flat().unwrap(), whole);
-}
-
-#[test]
 fn engine_short_of_memory_halves_its_micro_batches_and_says_so() {
     for loss in [Loss::Clip, Loss::Siglip] {
         let options = TorchOptions {
@@ -454,6 +412,31 @@ fn engine_average_of_weights_follows_its_decay_and_travels_with_the_state() {
 }
 
 #[test]
+fn engine_told_to_give_up_makes_no_other_block_and_begins_anew() {
+    let (mut engine, batch) = (engine(13), batch(6));
+    forward_backward(&mut engine, &batch, 6);
+    let want = engine.grads_flat().unwrap().to_vec();
+    // At the first block, and in the first piece of a way back in pieces.
+    for micro_rows in [6, 2] {
+        let out = engine.encode(&batch.rows(), micro_rows).unwrap();
+        let lse = engine.own_lse(&[0, 1, 2, 3, 4, 5], 6, &out.f, &out.g).unwrap();
+        let (r, c, diag) = (&lse.r, &lse.c, &lse.diag);
+        let mut asked = 0;
+        let ended = engine.loss_backward_overlapped(&GatheredLse { r, c, diag }, &mut |_, _| {
+            asked += 1;
+            if asked > 1 { Err(EngineError::GivenUp) } else { Ok(()) }
+        });
+        assert!(
+            matches!(ended, Err(EngineError::GivenUp)) && asked == 2,
+            "{ended:?}, asked {asked} times"
+        );
+        assert!(engine.take_notices().is_empty());
+    }
+    forward_backward(&mut engine, &batch, 6);
+    assert!(engine.grads_flat().unwrap() == want);
+}
+
+#[test]
 fn engine_tells_of_every_block_once_with_its_final_gradient() {
     let (mut engine, batch) = (engine(12), batch(5));
     for micro_rows in [2, 5] {
@@ -463,7 +446,10 @@ fn engine_tells_of_every_block_once_with_its_final_gradient() {
         let mut heard: Vec<(usize, Vec<f32>)> = Vec::new();
         engine
             .loss_backward_overlapped(&GatheredLse { r, c, diag }, &mut |at, values| {
-                heard.push((at, values.to_vec()))
+                if !values.is_empty() {
+                    heard.push((at, values.to_vec()));
+                }
+                Ok(())
             })
             .unwrap();
         assert_eq!(heard.len(), 4, "two towers of two blocks");

@@ -40,7 +40,10 @@ fn engine_locked_gradient_is_the_whole_ones_where_it_is_trained_and_zero_elsewhe
                 c: &lse.c,
                 diag: &lse.diag,
             };
-            let mut ready = |at: usize, part: &[f32]| told.push((at, part.to_vec()));
+            let mut ready = |at: usize, part: &[f32]| {
+                told.push((at, part.to_vec()));
+                Ok(())
+            };
             let now = engine.loss_backward_overlapped(&gathered, &mut ready).unwrap().loss;
             assert!((now - loss).abs() <= 1e-5, "{image:?} {text:?}: {now} {loss}");
             let table = engine.params().trained().to_vec();
