@@ -14,11 +14,14 @@ use crate::collective::AbortHandle;
 use argosy_common::ids::Generation;
 use argosy_rpc::Tls;
 use hmac::{Hmac, Mac};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sha2::Sha256;
+use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::Arc;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 const MAGIC: [u8; 8] = *b"ARGOSYP2";
@@ -28,6 +31,8 @@ const CODE_BYTES: usize = 32;
 const CALL_BYTES: usize = 8 + 8 + 1 + 4 + NONCE_BYTES;
 /// The listener's word that the caller's code was good.
 pub(super) const ACCEPTED: u8 = 1;
+/// A try to connect takes at most this: a new one asks again sooner than the system would.
+const CONNECT_MS: u16 = 1_000;
 /// Pause between two tries to connect to a peer that does not listen yet.
 const RETRY_MS: u64 = 20;
 
@@ -202,10 +207,11 @@ pub fn connect(addr: &str, hello: &Hello, tls: Option<&Tls>, abort: &AbortHandle
         .ok_or_else(|| lost("the address resolves to nothing".into()))?;
     let waker = Waker::of(abort);
     let socket = loop {
+        let dialled = dial(target, CONNECT_MS.into(), &waker);
         if abort.is_aborted() {
             return Err(PeerError::Aborted);
         }
-        match TcpStream::connect_timeout(&target, Duration::from_secs(1)) {
+        match dialled {
             Ok(socket) => break socket,
             Err(_) => waker.wait(Duration::from_millis(RETRY_MS)),
         }
@@ -225,6 +231,29 @@ pub fn connect(addr: &str, hello: &Hello, tls: Option<&Tls>, abort: &AbortHandle
     }
 }
 
+/// Connects in at most `most`; an abort ends the wait.
+fn dial(target: SocketAddr, most: PollTimeout, waker: &Waker) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&target.into()) {
+        Err(e) if e.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(e),
+        _ => {}
+    }
+    let socket = TcpStream::from(socket);
+    // From here on an abort shuts the socket, which ends a connection that is being made as well; one that came before is seen.
+    let watched = waker.watch(&socket)?;
+    if !waker.is_aborted() {
+        poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)], most)?;
+    }
+    drop(watched);
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    socket.peer_addr()?; // none yet: the time is over
+    socket.set_nonblocking(false)?;
+    Ok(socket)
+}
+
 /// Shuts the socket, for this and any other thread, when `abort` is used.
 ///
 /// # Errors
@@ -238,25 +267,69 @@ pub(super) fn close_on_abort(socket: &TcpStream, abort: &AbortHandle) -> std::io
     Ok(())
 }
 
-/// A pause that an abort cuts short.
-struct Waker(Arc<(Mutex<()>, Condvar)>);
+/// Ends pauses and attempts to connect when there is an abort. One for all attempts: handles keep what was set on them.
+struct Waker(Arc<Waiting>);
+
+struct Waiting {
+    abort: AbortHandle,
+    /// What is being connected.
+    dialling: Mutex<Option<TcpStream>>,
+    woken: Condvar,
+}
+
+/// As long as it lives an abort shuts the socket.
+struct Watched<'a>(&'a Waker);
 
 impl Waker {
     fn of(abort: &AbortHandle) -> Self {
-        let pair = Arc::new((Mutex::new(()), Condvar::new()));
-        let theirs = pair.clone();
-        abort.on_abort(move || theirs.1.notify_all());
-        Self(pair)
+        let waiting = Arc::new(Waiting {
+            abort: abort.clone(),
+            dialling: Mutex::new(None),
+            woken: Condvar::new(),
+        });
+        let theirs = Arc::downgrade(&waiting);
+        abort.on_abort(move || {
+            let Some(waiting) = theirs.upgrade() else { return };
+            // Under the lock: whoever waits has looked before or looks after.
+            if let Some(socket) = &*waiting.dialling.lock().unwrap_or_else(PoisonError::into_inner) {
+                // An error means that it is over already.
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+            waiting.woken.notify_all();
+        });
+        Self(waiting)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<TcpStream>> {
+        self.0.dialling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_aborted(&self) -> bool {
+        self.0.abort.is_aborted()
+    }
+
+    fn watch(&self, socket: &TcpStream) -> std::io::Result<Watched<'_>> {
+        *self.lock() = Some(socket.try_clone()?);
+        Ok(Watched(self))
     }
 
     fn wait(&self, most: Duration) {
-        let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Woken or not, the caller looks at the abort handle next.
-        let _ = self
-            .0
-            .1
-            .wait_timeout(guard, most)
-            .unwrap_or_else(PoisonError::into_inner);
+        let guard = self.lock();
+        if !self.is_aborted() {
+            // Woken or not, the caller looks at the abort handle next.
+            drop(
+                self.0
+                    .woken
+                    .wait_timeout(guard, most)
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
+        }
+    }
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        *self.0.lock() = None;
     }
 }
 
@@ -291,6 +364,34 @@ mod tests {
         // The caller notices that the listener cannot prove anything, and proves nothing to it.
         let bad = heard(|mut s| assert!(matches!(HELLO.present(&mut s), Ok(false))), 4);
         assert_eq!(bad, None);
+    }
+
+    #[test]
+    fn connection_that_is_never_answered_ends_with_the_abort() {
+        // A listener whose queue is full answers nobody: what calls waits for the system.
+        let full = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        full.listen(0).unwrap();
+        let addr = full.local_addr().unwrap().as_socket().unwrap();
+        let ask = || TcpStream::connect_timeout(&addr, Duration::from_millis(200));
+        let _queued: Vec<TcpStream> = std::iter::from_fn(|| ask().ok()).take(16).collect();
+        let abort = AbortHandle::new();
+        let waker = Arc::new(Waker::of(&abort));
+        let (told, heard) = std::sync::mpsc::channel();
+        let theirs = waker.clone();
+        // Without a limit: nothing but the abort ends it.
+        std::thread::spawn(move || told.send(dial(addr, PollTimeout::NONE, &theirs).is_err()));
+        while waker.lock().is_none() {
+            assert!(heard.try_recv().is_err(), "the call was answered");
+            std::thread::yield_now();
+        }
+        abort.abort();
+        assert_eq!(
+            heard.recv_timeout(Duration::from_secs(30)),
+            Ok(true),
+            "the abort was not heard"
+        );
+        assert!(waker.lock().is_none(), "no handle is left behind");
     }
 
     #[test]
