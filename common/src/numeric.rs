@@ -53,15 +53,17 @@ impl NumericClass {
         self
     }
 
-    /// What a worker that said hello so will be of in a run with these settings: the GPU counts only where the towers run on it.
+    /// What a worker that said hello so will be of in a run with these settings: the GPU counts only where the towers run on it,
+    /// and `auto` means the one it could use.
     #[must_use]
     pub fn in_run(mut self, train: &TrainConfig) -> Self {
         let gpu = self.get(GPU).unwrap_or("none").to_owned();
         self.words.retain(|(key, _)| key != GPU);
-        let device = if train.device.starts_with("cuda") {
-            gpu
-        } else {
-            "cpu".into()
+        let device = match train.device.as_str() {
+            "cpu" => "cpu".into(),
+            // It takes the GPU that the process could use, else the CPU.
+            "auto" if gpu == "none" => "cpu".into(),
+            _ => gpu,
         };
         let precision = match train.precision {
             Precision::Fp32 => "fp32",
@@ -126,7 +128,16 @@ mod tests {
             class("cuda:0", Precision::AmpBf16),
             "capability=AVX2 device=sm_90_H100 precision=amp_bf16"
         );
-        let none = NumericClass::parse("capability=AVX2 gpu=none").in_run(&train("cpu", Precision::Fp32));
+        assert_eq!(
+            class("auto", Precision::Fp32),
+            "capability=AVX2 device=sm_90_H100 precision=fp32"
+        );
+        let bare = NumericClass::parse("capability=AVX2 gpu=none");
+        assert_eq!(
+            bare.clone().in_run(&train("auto", Precision::Fp32)).to_string(),
+            class("cpu", Precision::Fp32)
+        );
+        let none = bare.in_run(&train("cpu", Precision::Fp32));
         assert_eq!(
             none.difference(&hello.clone().in_run(&train("cpu", Precision::Fp32))),
             None

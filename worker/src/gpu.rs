@@ -107,7 +107,8 @@ impl Report {
 /// # Errors
 /// When the device is not there; a path that fails is no error but part of the report.
 pub fn run(args: &CheckArgs, progress: &dyn Fn(&str)) -> std::result::Result<Report, (Exit, String)> {
-    let device = device::choose(&args.device).map_err(|message| (Exit::Unavailable, message))?;
+    let chosen = device::choose(&args.device).map_err(|message| (Exit::Unavailable, message))?;
+    let device = chosen.device;
     let threads = args
         .threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));

@@ -42,7 +42,7 @@ pub struct TrainConfig {
     pub precision: Precision,
     /// Keeps only the blocks' inputs and computes the rest again on the way back, as `--grad-checkpointing`.
     pub grad_checkpointing: bool,
-    /// Where the towers run: `cpu`, `cuda:N`, or `auto`, which is the CPU as long as no run on a GPU is on record.
+    /// Where the towers run: `cpu`, `cuda:N`, or `auto`, which is the first GPU where libtorch can use one, else the CPU.
     pub device: String,
     /// Where BatchNorm takes its statistics from: of every lane by itself, or of the whole batch as OpenCLIP on one device.
     pub batch_norm: BatchNorm,

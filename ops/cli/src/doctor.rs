@@ -93,7 +93,7 @@ fn checks() -> Vec<Check> {
     checks
 }
 
-/// Whether jobs may say `device = "cuda:N"` here. A machine without a GPU lacks nothing.
+/// Whether jobs run on a GPU here. A machine without one lacks nothing.
 fn gpu(worker: &Path) -> Check {
     let told = worker::ask(worker, &["devices"]).ok();
     let told: serde_json::Value = told
@@ -101,7 +101,10 @@ fn gpu(worker: &Path) -> Check {
         .unwrap_or_default();
     let devices = told["devices"].as_i64().unwrap_or(0);
     let detail = match told["missing"].as_str() {
-        None if devices > 0 => format!("{devices}, the first {}", told["gpu"].as_str().unwrap_or("unknown")),
+        None if devices > 0 => {
+            let first = told["gpu"].as_str().unwrap_or("unknown");
+            format!("{devices}, the first {first}; jobs run on it unless they say device = \"cpu\"")
+        }
         missing => format!(
             "none, jobs run on the CPU: {}",
             missing.unwrap_or("argosy-worker does not say why")

@@ -12,7 +12,9 @@ use crate::trainer::failpoint::FAILPOINT_VARIABLE;
 use crate::trainer::{Aborts, Emit, Failpoint, Lease, Origin, Setup, Trainer};
 use crate::{device, model};
 use argosy_common::config;
+use argosy_common::events::FromWorker;
 use argosy_common::exit::Exit;
+use argosy_common::follower::Event;
 use argosy_common::hash::digest64;
 use argosy_common::ids::WorkerId;
 use argosy_common::numeric::{self, NumericClass};
@@ -83,7 +85,12 @@ pub(crate) fn trainer(
             .join(format!("{worker}.json")),
     );
     let threads = welcome.torch_threads as usize;
-    let options = torch_options(job, threads).map_err(|message| (Exit::BadConfig, message))?;
+    let chosen = device::choose(&job.train.device).map_err(|message| (Exit::BadConfig, message))?;
+    let options = torch_options(job, threads, chosen.device);
+    tracing::info!(device = ?chosen.device, asked = job.train.device, "towers run here");
+    if let Some(message) = chosen.notice {
+        emit(Event::Passed(FromWorker::Notice { message }));
+    }
     let start = Start::of(&job.model, Path::new(&welcome.job_dir));
     let digest = job.model.pretrained_digest.clone();
     let origin = origin(home, &model, &preprocess);
@@ -144,9 +151,9 @@ fn check_batch_norm(model: &ModelConfig, by_lane: bool, lane_rows: u32) -> Resul
 }
 
 /// What the job asks of the engine.
-fn torch_options(job: &config::Job, threads: usize) -> Result<TorchOptions, String> {
+fn torch_options(job: &config::Job, threads: usize, device: tch::Device) -> TorchOptions {
     let train = &job.train;
-    Ok(TorchOptions {
+    TorchOptions {
         seed: job.seed,
         threads,
         decay: match train.decay_rule {
@@ -163,9 +170,9 @@ fn torch_options(job: &config::Job, threads: usize) -> Result<TorchOptions, Stri
         grad_checkpointing: train.grad_checkpointing,
         ema: train.ema_half_life_samples.is_some(),
         fixed_shapes: train.deterministic,
-        device: device::choose(&train.device)?,
+        device,
         ..TorchOptions::default()
-    })
+    }
 }
 
 /// Where the run's checkpoints lie: the job says, or the run folder has them.

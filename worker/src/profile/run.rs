@@ -7,6 +7,7 @@ use crate::agent::assemble::Home;
 use crate::peer::Place;
 use crate::trainer::{Aborts, Emit, Lease};
 use argosy_common::config::{Job, Precision};
+use argosy_common::events::FromWorker;
 use argosy_common::exit::Exit;
 use argosy_common::follower::{Event, TrainerOrder};
 use argosy_common::ids::{Generation, StateName, Term, WorkerId};
@@ -17,7 +18,7 @@ use argosy_torch_ext::record::{Recording, Span, now_ns};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use tch::Kind;
+use tch::{Device, Kind};
 
 const RUN: &str = "profile";
 const WORKER: WorkerId = WorkerId(1);
@@ -54,7 +55,8 @@ fn welcome(args: &ProfileArgs) -> Result<Welcome, Failure> {
     let file = args.job.display().to_string();
     let text = std::fs::read_to_string(&args.job).map_err(|e| (Exit::NotFound, format!("job file {file}: {e}")))?;
     let job = Job::from_toml(&file, &text).map_err(|e| (Exit::BadConfig, e.to_string()))?;
-    if job.train.device.starts_with("cuda") {
+    let chosen = crate::device::choose(&job.train.device).map_err(|message| (Exit::BadConfig, message))?;
+    if chosen.device != Device::Cpu {
         // A GPU's operators run later than they are called, and it is calls that are recorded.
         let why = "only steps on the CPU are taken apart: add --set train.device=cpu, or use NVIDIA's nsys";
         return Err((Exit::BadConfig, format!("train.device = {:?}: {why}", job.train.device)));
@@ -113,9 +115,12 @@ fn train(args: &ProfileArgs, welcome: &Welcome, progress: &dyn Fn(&str)) -> Resu
         // A trainer that has ended said why in its last event.
         let _ = orders.send(order);
     };
-    let addr = match next(&heard)? {
-        (_, Event::TrainerReady { addr, .. }) => addr,
-        (_, other) => return Err((Exit::Panic, format!("the trainer began with {other:?}"))),
+    let addr = loop {
+        match next(&heard)? {
+            (_, Event::TrainerReady { addr, .. }) => break addr,
+            (_, Event::Passed(FromWorker::Notice { message })) => progress(&message),
+            (_, other) => return Err((Exit::Panic, format!("the trainer began with {other:?}"))),
+        }
     };
     order(TrainerOrder::Form {
         plan: plan(welcome.lanes, addr),

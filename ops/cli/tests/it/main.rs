@@ -272,6 +272,37 @@ fn doctor_says_what_is_there_and_exits_5_when_something_is_missing() {
 }
 
 #[test]
+fn doctor_says_whether_jobs_run_on_a_gpu_and_what_is_missing_for_it() {
+    let place = Place::new();
+    for (devices, wanted) in [
+        (
+            r#"{"library":"/t/libtorch_cuda.so","devices":2,"gpu":"sm_90 H100 CUDA 13.0","missing":null}"#,
+            "2, the first sm_90 H100 CUDA 13.0; jobs run on it unless they say device = \"cpu\"",
+        ),
+        (
+            r#"{"library":null,"devices":0,"gpu":"none","missing":"no NVIDIA device or driver is here"}"#,
+            "none, jobs run on the CPU: no NVIDIA device or driver is here",
+        ),
+        (
+            "not what is asked",
+            "none, jobs run on the CPU: argosy-worker does not say why",
+        ),
+    ] {
+        let answer = format!("case \"$1\" in devices) echo '{devices}';; *) echo argosy-worker 9;; esac");
+        place.worker(&answer);
+        let output = argosy(&place, &["doctor", "-o", "json"]).output().unwrap();
+        assert_eq!(code(&output), 0, "a machine without a GPU lacks nothing");
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let line = &answer["checks"][3];
+        assert_eq!(
+            (&line["name"], &line["detail"]),
+            (&"GPUs".into(), &wanted.into()),
+            "{answer}"
+        );
+    }
+}
+
+#[test]
 fn unpack_of_something_else_is_refused_in_a_sentence() {
     let place = Place::new();
     std::fs::write(place.path("x.tar.zst"), b"no archive").unwrap();
