@@ -15,7 +15,9 @@ pub enum DecayRule {
     /// embeddings decay. All published LAION models were trained so.
     #[default]
     Classic,
-    /// OpenCLIP's main branch: all but `ndim <= 1`, `positional_embedding` and `class_embedding`.
+    /// OpenCLIP's main branch (`open_clip_train/optim.py`): all but `ndim <= 1` and what a model's `no_weight_decay()` names:
+    /// `class_embedding` and the `positional_embedding` of transformers (a ResNet names nothing, so that of its attention pool
+    /// decays).
     Main,
 }
 
@@ -31,8 +33,8 @@ impl DecayRule {
                 .iter()
                 .any(|part| name.contains(part)),
             Self::Main => {
-                let last = name.rsplit('.').next().unwrap_or(name);
-                last != "positional_embedding" && last != "class_embedding"
+                let own = name.strip_prefix("visual.").or_else(|| name.strip_prefix("text."));
+                !matches!(own.unwrap_or(name), "positional_embedding" | "class_embedding")
             }
         }
     }
@@ -60,8 +62,8 @@ pub struct LayerDecay {
 
 impl LayerDecay {
     /// Factor on the learning rate of a parameter: `decay ^ distance from the projection`. A tower's layers are its embeddings
-    /// (with `ln_pre`), its blocks one by one (the last with the final norm), and its projection; of these the model has
-    /// `blocks` plus two.
+    /// (with `ln_pre`; a ResNet's stem), its blocks one by one (the last with the final norm; a ResNet's stages), and its
+    /// projection (a ResNet's attention pool); of these the model has `blocks` plus two.
     #[must_use]
     pub fn factor(self, name: &str, image_blocks: i64, text_blocks: i64) -> f64 {
         let (decay, blocks, own) = match name.strip_prefix("visual.") {
@@ -74,7 +76,9 @@ impl LayerDecay {
         let distance = if let Some(rest) = own.strip_prefix("transformer.resblocks.") {
             let block: i64 = rest.split('.').next().and_then(|n| n.parse().ok()).unwrap_or(0);
             blocks - block
-        } else if own == "proj" || own.starts_with("text_projection") {
+        } else if let Some(stage) = resnet_stage(own) {
+            blocks + 1 - stage
+        } else if own.starts_with("attnpool.") || own == "proj" || own.starts_with("text_projection") {
             0
         } else if own.starts_with("ln_post") || own.starts_with("ln_final") {
             1
@@ -83,6 +87,11 @@ impl LayerDecay {
         };
         decay.powi(distance as i32)
     }
+}
+
+/// Number of a ResNet's stage, from 1.
+fn resnet_stage(own: &str) -> Option<i64> {
+    own.strip_prefix("layer")?.split('.').next()?.parse().ok()
 }
 
 /// What the optimiser does to one parameter.
@@ -246,6 +255,10 @@ mod tests {
         assert_eq!(differ, ["positional_embedding", "visual.positional_embedding"]);
         assert!(!DecayRule::Classic.decays("logit_scale", &[]));
         assert!(!DecayRule::Main.decays("visual.class_embedding", &[64]));
+        assert!(!DecayRule::Main.decays("text.positional_embedding", &[77, 64]));
+        // Nobody names that of a ResNet's pool, and a name's parts count for nothing here.
+        assert!(DecayRule::Main.decays("visual.attnpool.positional_embedding", &[50, 64]));
+        assert!(DecayRule::Main.decays("visual.bnlnbias.weight", &[2, 2]));
     }
 
     #[test]
@@ -289,6 +302,17 @@ mod tests {
         ] {
             assert!((decay.factor(name, 12, 2) - want).abs() <= 1e-15, "{name}");
             assert_eq!(LayerDecay::default().factor(name, 12, 2), 1.0);
+        }
+        // A ResNet's four stages, as OpenCLIP's main branch groups them.
+        for (name, distance) in [
+            ("visual.attnpool.k_proj.weight", 0),
+            ("visual.layer4.2.bn3.bias", 1),
+            ("visual.layer3.0.downsample.0.weight", 2),
+            ("visual.layer1.0.conv1.weight", 4),
+            ("visual.conv1.weight", 5),
+            ("visual.bn3.weight", 5),
+        ] {
+            assert_eq!(decay.factor(name, 4, 2), 0.5f64.powi(distance), "{name}");
         }
     }
 

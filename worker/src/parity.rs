@@ -10,7 +10,6 @@ pub use fleet::Tamper;
 pub use golden::Golden;
 
 use crate::engine::{ApplyHyper, Result};
-use crate::optim::DecayRule;
 use bounds::Bounds;
 use check::Check;
 use fleet::Fleet;
@@ -197,7 +196,7 @@ pub fn run(dir: &Path, options: &Options) -> Result<Report> {
     })
 }
 
-/// AdamW of `dump.py`: OpenCLIP's classic rule, betas of its ViT models.
+/// AdamW of `dump.py`: betas of OpenCLIP's ViT models.
 fn hyper(lr: f64, weight_decay: f64) -> ApplyHyper {
     ApplyHyper {
         lr,
@@ -209,5 +208,3 @@ fn hyper(lr: f64, weight_decay: f64) -> ApplyHyper {
         ema_decay: None,
     }
 }
-
-const DECAY: DecayRule = DecayRule::Classic;

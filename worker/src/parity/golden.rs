@@ -4,6 +4,7 @@ use crate::clip::config::VisionKind;
 use crate::clip::weights::append_f32;
 use crate::clip::{ModelConfig, Preprocess};
 use crate::engine::{ApplyHyper, Engine, EngineError, Result, TensorSpec, TorchEngine, TorchOptions};
+use crate::optim::DecayRule;
 use argosy_common::config::Loss;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -292,7 +293,7 @@ impl Golden {
     /// When memory cannot be had.
     pub fn engine(&self, tile: usize) -> Result<TorchEngine> {
         let options = TorchOptions {
-            decay: super::DECAY,
+            decay: decay_of(&self.meta),
             tile,
             loss: loss_of(&self.meta),
             ..TorchOptions::default()
@@ -300,6 +301,14 @@ impl Golden {
         let mut engine = TorchEngine::new(&self.config, &self.preprocess, options)?;
         engine.set_params(&self.first)?;
         Ok(engine)
+    }
+}
+
+/// What decays in the dump: OpenCLIP's released rule, or that of its main branch.
+fn decay_of(meta: &serde_json::Value) -> DecayRule {
+    match meta["args"]["decay"].as_str() {
+        Some("main") => DecayRule::Main,
+        _ => DecayRule::Classic,
     }
 }
 

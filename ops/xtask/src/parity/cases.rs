@@ -92,6 +92,20 @@ pub(crate) fn switches() -> Vec<Case> {
             5,
         ),
         case(
+            "decay-main",
+            "what decays on OpenCLIP's main branch",
+            json!({}),
+            &[BATCH, &["--decay", "main", "--wd", "2"]],
+            ROWS,
+        ),
+        case(
+            "decay-main-resnet",
+            "the same, where a ResNet excepts nothing",
+            json!({"vision_cfg": resnet([1, 1, 1, 1])}),
+            &[&["--batch", "16", "--fp64", "--decay", "main", "--wd", "2"]],
+            1,
+        ),
+        case(
             "resnet-quickgelu",
             "the same with QuickGELU in the text tower, which is all that it changes",
             json!({"quick_gelu": true, "vision_cfg": resnet([1, 1, 1, 1])}),
