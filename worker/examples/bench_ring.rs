@@ -55,12 +55,12 @@ fn parent(ranks: usize, args: &[String]) -> Result<()> {
         child.stdin.take().context("no pipe")?.write_all(next.as_bytes())?;
     }
     let mut rounds: Vec<f64> = Vec::new();
-    let mut abort_ms = 0.0f64;
+    let mut abort_ms: Option<f64> = None;
     for (mut child, out) in members {
         for (at, line) in out.lines().enumerate() {
             let line = line?;
             match line.strip_prefix("abort ") {
-                Some(ms) => abort_ms = abort_ms.max(ms.parse()?),
+                Some(ms) => abort_ms = Some(abort_ms.unwrap_or(0.0).max(ms.parse()?)),
                 None => {
                     rounds.resize(rounds.len().max(at + 1), 0.0);
                     rounds[at] = rounds[at].max(line.parse()?);
@@ -69,6 +69,7 @@ fn parent(ranks: usize, args: &[String]) -> Result<()> {
         }
         ensure!(child.wait()?.success(), "a rank failed");
     }
+    let abort_ms = abort_ms.context("no rank's own abort ended it: there is nothing to say of its time")?;
     let mut sorted = rounds.clone();
     sorted.sort_by(f64::total_cmp);
     let median = sorted[sorted.len() / 2];
@@ -124,8 +125,8 @@ fn member(rank: usize, ranks: usize, elements: usize, rounds: usize) -> Result<(
     while ring.all_reduce_sum(&mut values).is_ok() {}
     let ended = Instant::now();
     // A neighbour's abort may have come first; then there is nothing to time here.
-    if let Ok(at) = heard.try_recv() {
-        println!("abort {}", ended.saturating_duration_since(at).as_secs_f64() * 1e3);
+    if let Some(took) = heard.try_recv().ok().and_then(|at| ended.checked_duration_since(at)) {
+        println!("abort {}", took.as_secs_f64() * 1e3);
     }
     aborter.join().ok().context("the aborting thread panicked")
 }

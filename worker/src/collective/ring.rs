@@ -378,3 +378,68 @@ impl Drop for RingCollective {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer::{Hello, PeerServer, Purpose, connect};
+    use argosy_common::ids::Generation;
+    use argosy_common::plan::generation_secret;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    const GENERATION: Generation = Generation(2);
+    const FENCE: Fence = Fence {
+        run: 1,
+        generation: 2,
+        plan: 3,
+        step: 0,
+    };
+
+    /// Two ranks, connected as a trainer connects them.
+    fn pair() -> [(RingCollective, AbortHandle); 2] {
+        let servers = [(); 2].map(|()| PeerServer::start(b"run".to_vec()).unwrap());
+        let secret = generation_secret(b"run", GENERATION);
+        let handles = [(); 2].map(|()| AbortHandle::new());
+        let call = |rank: usize| {
+            let hello = Hello {
+                generation: GENERATION,
+                secret,
+                purpose: Purpose::Ring { from_rank: rank as u32 },
+            };
+            connect(&servers[1 - rank].addr(), &hello, None, &handles[rank]).unwrap()
+        };
+        let calls = [call(0), call(1)];
+        let mut rank = 0;
+        calls.map(|next| {
+            let (own, abort) = (rank, handles[rank].clone());
+            rank += 1;
+            let prev = servers[own].take_ring(GENERATION, 1 - own as u32, &abort).unwrap();
+            (
+                RingCollective::new(own, 2, FENCE, next, prev, abort.clone()).unwrap(),
+                abort,
+            )
+        })
+    }
+
+    #[test]
+    fn rank_that_waits_for_a_silent_peer_is_woken_by_its_own_sockets_alone() {
+        let [(mut ring, abort), (silent, _)] = pair();
+        let links = ring.links.take().unwrap();
+        let (told, heard) = mpsc::channel();
+        // Its peer neither sends nor leaves, and the wait has no end of its own: without the shut sockets this hangs.
+        std::thread::spawn(move || {
+            let waited = [(false, true), (true, false), (true, true)];
+            let waited = waited.map(|(sending, receiving)| ring.wait(&links, sending, receiving).is_ok());
+            ring.links = Some(links);
+            told.send((waited, ring))
+        });
+        assert!(heard.try_recv().is_err(), "there is nothing to read, and it waits");
+        abort.abort();
+        let (waited, mut ring) = heard.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert_eq!(waited, [true; 3]);
+        let ended = ring.sentinel(true);
+        assert!(matches!(ended, Err(CollectiveError::Aborted)), "{ended:?}");
+        drop(silent);
+    }
+}
