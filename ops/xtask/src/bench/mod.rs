@@ -24,6 +24,7 @@ mod ring;
 mod session;
 mod sim;
 mod step;
+mod text;
 
 use crate::paths::Paths;
 pub(crate) use figure::{Better, Bound, Measure};
@@ -49,6 +50,7 @@ const BENCHES: &[&Bench] = &[
     &step::FP32,
     &step::BF16,
     &step::SMALL,
+    &text::BENCH,
     &loss::BENCH,
     &ring::BENCH,
     &cluster::CHECKPOINT_STALL,
