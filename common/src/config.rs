@@ -1,30 +1,42 @@
 //! The job file: what a user writes, checked before anything starts.
 //!
-//! TOML, `version = 1`. Unknown keys are refused with the nearest known name. OpenCLIP's flag names where they exist.
+//! TOML, YAML or JSON of one schema, `version = 1`. Unknown keys are refused with the nearest known name. OpenCLIP's flag
+//! names where they exist.
 
+mod budgets;
 mod cache;
 mod check;
 mod data;
+mod layers;
+mod schema;
 mod train;
+mod tree;
 mod unknown;
 
+pub use budgets::{BudgetsConfig, ErrorKind};
 pub use cache::CacheConfig;
 pub use check::ConfigError;
 pub use data::{AugmentationConfig, CaptionDraw, DataConfig, FilterConfig, Source};
+pub use layers::{JOB_VARIABLES, Layers, Setting, SettledJob};
 pub use train::{BatchNorm, DecayRule, Loss, LrScheduler, Precision, TrainConfig};
+pub use tree::{JobFormat, Node, Place};
 pub use unknown::nearest;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// A whole job.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Job {
     /// Version of this format; 1.
     pub version: u32,
     /// Name for people; letters, digits, `-`, `_` and `.`.
     pub name: String,
+    /// In a coordinator's queue jobs of a higher priority go first, and may take the place of lower ones.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
     /// Seed of every random choice of the run.
     #[serde(default)]
     pub seed: u64,
@@ -49,10 +61,13 @@ pub struct Job {
     /// How failures are noticed.
     #[serde(default)]
     pub failure: FailureConfig,
+    /// How often a coordinator's queue tries it again.
+    #[serde(default, skip_serializing_if = "BudgetsConfig::is_default")]
+    pub budgets: BudgetsConfig,
 }
 
 /// Which model.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     /// Name of a built-in config (`ViT-B-32`) or of the file given in `config`.
@@ -90,7 +105,7 @@ pub struct ModelConfig {
 }
 
 /// How many workers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkersConfig {
     /// Below this many the run waits.
@@ -102,7 +117,7 @@ pub struct WorkersConfig {
 }
 
 /// When a checkpoint is taken.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
     /// Every so many positions; rounded up to whole steps. 0: not by positions.
@@ -130,7 +145,7 @@ impl CheckpointConfig {
 }
 
 /// Zero-shot evaluation of committed checkpoints, in processes of low priority.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluationConfig {
     /// The first checkpoint behind every multiple of so many positions is evaluated; 0: every one. The last one always is.
@@ -144,7 +159,7 @@ pub struct EvaluationConfig {
 }
 
 /// One set of labelled pictures. Paths are relative to the job file's folder.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationSet {
     /// Name in results: `NAME-zeroshot-val-top1`.
@@ -158,7 +173,7 @@ pub struct EvaluationSet {
 }
 
 /// How long things may take before they count as failed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FailureConfig {
     /// A worker silent for so long is gone; the other time-outs derive from it.
@@ -220,26 +235,12 @@ impl Default for FailureConfig {
 pub const JOB_FILE_BYTES_MAX: usize = 1 << 20;
 
 impl Job {
-    /// Reads and checks a job file's text. `file` names it in errors.
+    /// Reads and checks a text in TOML as it is, whatever the name of the file.
     ///
     /// # Errors
-    /// [`ConfigError`] names the file, the line or key, what was expected and, for an unknown key, the nearest known one.
+    /// As [`Job::read`].
     pub fn from_toml(file: &str, text: &str) -> Result<Self, ConfigError> {
-        if text.len() > JOB_FILE_BYTES_MAX {
-            return Err(ConfigError::TooLarge {
-                file: file.into(),
-                bytes: text.len(),
-                bytes_max: JOB_FILE_BYTES_MAX,
-            });
-        }
-        let value: toml::Table = text
-            .parse()
-            .map_err(|e: toml::de::Error| ConfigError::parse(file, text, &e))?;
-        unknown::refuse_unknown_keys(file, text, &value)?;
-        let mut job: Self = toml::from_str(text).map_err(|e| ConfigError::parse(file, text, &e))?;
-        job.name_sources();
-        check::check(file, &job)?;
-        Ok(job)
+        Self::read_as(file, text, JobFormat::Toml, &Layers::default()).map(|settled| settled.job)
     }
 
     /// Gives unnamed sources their default names.
@@ -279,6 +280,11 @@ impl Job {
         training.insert("seed", self.seed.into());
         crate::hash::digest_json(&training)
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 #[cfg(test)]

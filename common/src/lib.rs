@@ -31,5 +31,6 @@ pub mod rng;
 pub mod rules;
 pub mod sampling;
 pub mod schedule;
+pub mod secret;
 pub mod shape;
 pub mod steplog;

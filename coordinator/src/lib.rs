@@ -15,6 +15,7 @@
 
 mod actors;
 mod admission;
+pub mod crash;
 mod error;
 mod handle;
 mod options;

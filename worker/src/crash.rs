@@ -1,6 +1,7 @@
 //! A panic is a bug: it leaves a report without secrets, and the process exits with its own code.
 
 use argosy_common::ids::{Generation, WorkerId};
+use argosy_common::secret;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -50,13 +51,14 @@ pub fn install() {
 
 fn report(what: &str) -> String {
     let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
-    format!(
+    let report = format!(
         "argosy-worker {}\nthread {thread}\ngeneration {}\nstep {}\n\n{what}\n\n{}\n",
         env!("CARGO_PKG_VERSION"),
         GENERATION.load(Ordering::Relaxed),
         STEP.load(Ordering::Relaxed),
         std::backtrace::Backtrace::force_capture(),
-    )
+    );
+    secret::hide(&report).into_owned()
 }
 
 #[cfg(test)]

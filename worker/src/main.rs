@@ -9,6 +9,7 @@ use anyhow::Context;
 use argosy_common::config::Job;
 use argosy_common::exit::Exit;
 use argosy_common::ids::WorkerId;
+use argosy_common::secret;
 use argosy_worker::agent::{self, JoinOptions, LeaveArgs};
 use argosy_worker::eval::{self, EvalArgs, SheetArgs};
 use argosy_worker::gpu::{self, CheckArgs};
@@ -211,6 +212,7 @@ type Failure = (Exit, String);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    secret::learn_environment(variables());
     start_logging(cli.log_format);
     crash::install();
     let result = std::panic::catch_unwind(|| match (cli.cluster.join.is_empty(), cli.command) {
@@ -229,11 +231,16 @@ fn main() -> ExitCode {
         _ if crash::happened() => Exit::Panic.into(),
         Ok(Ok(exit)) => exit.into(),
         Ok(Err((exit, message))) => {
-            eprintln!("error: {message}");
+            eprintln!("error: {}", secret::hide(&message));
             exit.into()
         }
         Err(_) => Exit::Panic.into(),
     }
+}
+
+/// The environment, as far as it is text.
+fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 fn start_logging(format: LogFormat) {
@@ -241,7 +248,7 @@ fn start_logging(format: LogFormat) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_writer(|| secret::Hiding(std::io::stderr()));
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

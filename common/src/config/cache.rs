@@ -2,10 +2,11 @@
 
 use super::check::ConfigError;
 use super::{DataConfig, Job};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Where rows that were read from a store are kept, and how much of them. It never changes what is trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CacheConfig {
     /// A folder that all workers of a machine share; relative paths start at the job file's folder. Without it nothing is kept.

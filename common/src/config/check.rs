@@ -1,44 +1,49 @@
 //! Checks of the fields of a job, each error naming the key, the value and what was expected.
 
+use super::tree::Node;
 use super::{BatchNorm, Job};
 use crate::shape::LANES_MAX;
 
 /// Why a job file was refused.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum ConfigError {
-    /// Not TOML, or a value of the wrong type.
-    #[error("{file}:{line}: {message}")]
+    /// A text that is not in its format, or a value of the wrong type.
+    #[error("{place}: {message}")]
     Parse {
-        /// The job file.
-        file: String,
-        /// Line, from 1.
-        line: usize,
+        /// The job file and the line, a variable or a flag.
+        place: String,
         /// What is wrong there.
         message: String,
     },
     /// A key nobody knows.
-    #[error("{file}:{line}: unknown key `{key}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
+    #[error("{place}: unknown key `{key}`{}", hint.as_ref().map(|n| format!("; {n}")).unwrap_or_default())]
     UnknownKey {
-        /// The job file.
-        file: String,
-        /// Line, from 1; 0 when it cannot be told.
-        line: usize,
+        /// Where it was said.
+        place: String,
         /// The key with its section.
         key: String,
-        /// The nearest known key of that section.
-        nearest: Option<String>,
+        /// The nearest known key, or what stands in its place.
+        hint: Option<String>,
     },
     /// A value that cannot be meant.
-    #[error("{file}: `{key}` is {value}, expected {expected}")]
+    #[error("{place}: `{key}` is {value}, expected {expected}")]
     Value {
-        /// The job file.
-        file: String,
+        /// Where it was said; the file alone where a default meets what was said elsewhere.
+        place: String,
         /// The key with its section.
         key: &'static str,
         /// What it says.
         value: String,
         /// What it may say.
         expected: String,
+    },
+    /// What lies over the job file does not fit it.
+    #[error("{place}: {message}")]
+    Layer {
+        /// The variable or flag.
+        place: String,
+        /// What is wrong with it.
+        message: String,
     },
     /// A file too large to be a job.
     #[error("{file}: {bytes} bytes is too large for a job file, at most {bytes_max} are read")]
@@ -53,37 +58,22 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    pub(super) fn parse(file: &str, text: &str, error: &toml::de::Error) -> Self {
-        let line = error.span().map_or(1, |span| line_of(text, span.start));
-        let message = error.message().trim().replace('\n', " ");
-        // toml says where, people think in keys.
-        let key = text
-            .lines()
-            .nth(line - 1)
-            .and_then(|code| code.split_once('='))
-            .map(|(key, _)| key.trim());
-        let message = match key.filter(|key| !key.is_empty()) {
-            Some(key) => format!("`{key}`: {message}"),
-            None => message,
-        };
-        Self::Parse {
-            file: file.into(),
-            line,
-            message,
+    /// The same with the place at which the key, or else its section, was said.
+    pub(super) fn located(mut self, said: &Node) -> Self {
+        if let Self::Value { place, key, .. } = &mut self
+            && let Some(found) = said.nearest_place(key)
+        {
+            *place = found.to_string();
         }
+        self
     }
-}
-
-/// Line number (from 1) of a byte offset.
-pub(super) fn line_of(text: &str, offset: usize) -> usize {
-    text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count() + 1
 }
 
 /// Makes the error of a key of `file` whose value is not what is expected.
 pub(super) fn refuser(file: &str) -> impl Fn(&'static str, String, &str) -> Result<(), ConfigError> {
     move |key, value, expected| {
         Err(ConfigError::Value {
-            file: file.into(),
+            place: file.into(),
             key,
             value,
             expected: expected.into(),
@@ -115,6 +105,8 @@ pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
         );
     }
     check_locks(file, job)?;
+    check_names(file, job)?;
+    check_pixels(file, job)?;
     if job.model.name.is_empty() && job.model.config.is_none() && job.model.pretrained.is_none() {
         return refuse(
             "model.name",
@@ -137,6 +129,10 @@ pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
     }
     if !(1..=4096).contains(&job.data.window_factor) {
         return refuse("data.window_factor", job.data.window_factor.to_string(), "1 to 4096");
+    }
+    super::budgets::check(file, job)?;
+    if let Some(url) = &job.checkpoint.url {
+        refuse_credentials(file, "checkpoint.url", url)?;
     }
     super::cache::check(file, job)?;
     check_captions(file, job)?;
@@ -163,6 +159,58 @@ pub(super) fn check(file: &str, job: &Job) -> Result<(), ConfigError> {
     if !(1..=30 * 86_400).contains(&job.failure.unreadable_after_s) {
         let value = job.failure.unreadable_after_s.to_string();
         return refuse("failure.unreadable_after_s", value, "1 to 2592000, thirty days");
+    }
+    Ok(())
+}
+
+/// Names of sources stand in ledgers and on pages, and two of one name could not be told apart there.
+fn check_names(file: &str, job: &Job) -> Result<(), ConfigError> {
+    let refuse = refuser(file);
+    let sources = &job.data.sources;
+    for (i, source) in sources.iter().enumerate() {
+        let name = &source.name;
+        let plain = |c: char| c.is_alphanumeric() || "-_. ".contains(c);
+        if name.is_empty() || name.chars().count() > 100 || name.starts_with('.') || !name.chars().all(plain) {
+            let expected = "1 to 100 letters, digits, spaces, `-`, `_` or `.`";
+            return refuse("data.sources.name", format!("{name:?}"), expected);
+        }
+        if sources[..i].iter().any(|other| other.name == *name) {
+            return refuse(
+                "data.sources.name",
+                format!("{name:?} twice"),
+                "another name for each source",
+            );
+        }
+        refuse_credentials(file, "data.sources.shards", &source.shards)?;
+        if source.shards.trim().is_empty() {
+            return refuse(
+                "data.sources.shards",
+                "empty".into(),
+                "a pattern, a folder, a manifest or an address",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Addresses stand in records, logs and manifests. The error does not repeat it.
+fn refuse_credentials(file: &str, key: &'static str, address: &str) -> Result<(), ConfigError> {
+    if crate::secret::in_address(address) {
+        let expected = "one without them: credentials come from the environment (AWS_*, GOOGLE_*, AZURE_*)";
+        return refuser(file)(key, "an address with credentials in it".into(), expected);
+    }
+    Ok(())
+}
+
+/// Pixels are divided by the deviation.
+fn check_pixels(file: &str, job: &Job) -> Result<(), ConfigError> {
+    let (mean, std) = (job.model.image_mean, job.model.image_std);
+    let refuse = refuser(file);
+    if let Some(mean) = mean.filter(|m| m.iter().any(|v| !v.is_finite())) {
+        return refuse("model.image_mean", format!("{mean:?}"), "three finite numbers");
+    }
+    if let Some(std) = std.filter(|s| s.iter().any(|v| !v.is_finite() || *v <= 0.0)) {
+        return refuse("model.image_std", format!("{std:?}"), "three finite numbers above 0");
     }
     Ok(())
 }
@@ -313,6 +361,7 @@ fn check_evaluation(file: &str, job: &Job) -> Result<(), ConfigError> {
             if value.is_empty() {
                 return refuse(key, "empty".into(), "a path");
             }
+            refuse_credentials(file, key, value)?;
         }
     }
     Ok(())

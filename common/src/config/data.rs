@@ -1,9 +1,10 @@
 //! The `[data]` section: where the pairs come from and how they are prepared.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Where the pairs come from and how they are prepared.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// One or several sources; without weights they are joined into one (rule L4).
@@ -55,7 +56,7 @@ pub struct DataConfig {
 }
 
 /// Which of the captions that `text_key` names is taken. Several in one entry (a JSON array) are always drawn from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CaptionDraw {
     /// The first entry of `text_key` that the sample has.
@@ -66,7 +67,7 @@ pub enum CaptionDraw {
 }
 
 /// Which samples are kept when the index is made. A sample must meet all that is given.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FilterConfig {
     /// File with one id per line; relative to the job file's folder.
@@ -81,7 +82,7 @@ pub struct FilterConfig {
 }
 
 /// One set of shards.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
     /// Name for people and for the ledger; `source-N` by default.
@@ -93,7 +94,7 @@ pub struct Source {
 }
 
 /// open_clip's training transform.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AugmentationConfig {
     /// Area of the random crop, as a share of the picture's.

@@ -1,9 +1,10 @@
 //! The `[train]` section: the optimisation.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The optimisation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Global batch `B`: rows of one step over all workers. (open_clip's `--batch-size` is per GPU.)
@@ -77,7 +78,7 @@ pub struct TrainConfig {
 }
 
 /// open_clip's two rules for weight decay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DecayRule {
     /// 2.x and 3.x: none for `ndim < 2` and for names with `bn`, `ln`, `bias` or `logit_scale`.
@@ -88,7 +89,7 @@ pub enum DecayRule {
 }
 
 /// Rows whose statistics BatchNorm uses in training.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BatchNorm {
     /// Those of a lane, at least 8: the same on any number of workers.
@@ -99,7 +100,7 @@ pub enum BatchNorm {
 }
 
 /// The contrastive losses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Loss {
     /// Softmax over the whole batch, both ways.
@@ -110,7 +111,7 @@ pub enum Loss {
 }
 
 /// open_clip's names for `--precision`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// Single precision throughout.
@@ -126,7 +127,7 @@ pub enum Precision {
 }
 
 /// What the learning rate does after warm-up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LrScheduler {
     /// Half a cosine to zero at the end of the run.

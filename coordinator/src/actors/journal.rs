@@ -1,6 +1,7 @@
 //! Writes `events.jsonl` and tells whoever watches.
 
 use argosy_common::events::{RunEvent, StampedEvent};
+use argosy_common::secret;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -51,7 +52,9 @@ impl Actor for Journal {
             at_ms: state.began.elapsed().as_millis() as u64,
             event,
         };
-        let mut line = serde_json::to_vec(&stamped)?;
+        let mut line = secret::hide(&serde_json::to_string(&stamped)?)
+            .into_owned()
+            .into_bytes();
         line.push(b'\n');
         let written = async {
             state.file.write_all(&line).await?;

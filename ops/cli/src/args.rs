@@ -1,12 +1,17 @@
 //! The command line, as clap reads it.
 
+use crate::clean::CleanArgs;
+use crate::convert::ConvertArgs;
+use crate::planning::PlanArgs;
+use crate::settled::ConfigCommand;
+use crate::validate::ValidateArgs;
 use argosy_common::node::Role;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Elastic CLIP training: workers may come and go, what is trained stays the same.
 #[derive(Debug, Parser)]
-#[command(name = "argosy", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "argosy", version, propagate_version = true, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     /// Log to stderr: -v info, -vv debug, -vvv trace (or ARGOSY_LOG=FILTER)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -15,13 +20,29 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// Scripts may rely on them.
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 the job failed, 2 wrong command line, 3 not found, 4 conflict, 5 unavailable, 6 denied,
+            75 no capacity for now, 78 wrong job file, 101 a bug, 130 ended by Ctrl-C";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Look at shards and write a job file for them
     Init(InitArgs),
+    /// Print the job of a command line of open_clip_train, and name what of it cannot be honoured
+    ConvertArgs(ConvertArgs),
+    /// Show what a job's values are and where they come from
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the JSON Schema of job files
+    Schema,
+    /// Check a job: its fields, how its parts fit together, and data, buckets, disks and memory
+    Validate(ValidateArgs),
+    /// Say what a job will do and cost: steps, bytes, shares of workers, days, and how it differs from a run's
+    Plan(PlanArgs),
     /// Train a job on this machine: a coordinator and worker processes
     Run(RunArgs),
-    /// Decide what a run on a cluster will train, and put it where its machines find it
+    /// Decide what a run on a cluster will train, and put it where its machines find it: below the job's checkpoint.url
     Prepare(PrepareArgs),
     /// Read shards' headers and write their index, or show one
     Index(IndexArgs),
@@ -32,7 +53,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Eval(EvalCommand),
     /// List a run's checkpoints
-    Checkpoints(CheckpointsArgs),
+    Checkpoints(FolderArgs),
     /// Write a checkpoint in OpenCLIP's hub layout: CHECKPOINT -o DIR
     ///
     /// CHECKPOINT is a run folder, a manifest.json by path or URL, a folder in that layout, or a bare weight file (safetensors,
@@ -54,20 +75,13 @@ pub(crate) enum Command {
         args: Vec<std::ffi::OsString>,
     },
     /// Models by name, with activation, normalisation, tokenizer and accuracy of the weights published for them
-    ///
-    /// PART... keeps those whose names or tags hold all parts. Options: --all (those not built as well, with the reason),
-    /// -o table|json.
-    Models {
-        /// Passed on to `argosy-worker models`
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<std::ffi::OsString>,
-    },
+    Models(ModelsArgs),
     /// Compare numbers with OpenCLIP's, from a folder made by tests/peers/dump.py
     Parity(ParityArgs),
     /// Take some steps of a job apart: where the time goes, and what limits it
     Profile(ProfileArgs),
     /// Check that a run trained every position exactly once
-    Audit(AuditArgs),
+    Audit(FolderArgs),
     /// Simulate: what a fleet would do, or worlds in which faults try to break the brains
     Sim(SimArgs),
     /// Write what happened in a run as one HTML page
@@ -77,6 +91,8 @@ pub(crate) enum Command {
     Pki(PkiCommand),
     /// Show versions, paths and what is missing
     Doctor(OutputArgs),
+    /// Remove what was downloaded, the demo, or runs; says what it would remove unless told --yes
+    Clean(CleanArgs),
     /// Print the completions of a shell
     Completions { shell: clap_complete::Shell },
     /// Write man pages into a folder
@@ -89,17 +105,16 @@ pub(crate) enum Command {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
+    /// For people
     Table,
+    /// The same with more columns, where there are any
+    Wide,
+    /// One object, with the version of its format
     Json,
-}
-
-impl Format {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Table => "table",
-            Self::Json => "json",
-        }
-    }
+    /// One object a line and row
+    Jsonl,
+    /// As json, in YAML
+    Yaml,
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -107,6 +122,36 @@ pub(crate) struct OutputArgs {
     /// Format of stdout
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Format,
+}
+
+/// A job file and what is laid over it.
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// The job file (TOML, YAML or JSON, by its ending)
+    pub(crate) job: PathBuf,
+    /// Set a key of the job, as in `--set train.epochs=3`; goes over ARGOSY_JOB__TRAIN__EPOCHS, and that over the file
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) sets: Vec<String>,
+}
+
+/// A run that is looked at.
+#[derive(Debug, Args)]
+pub(crate) struct FolderArgs {
+    /// Folder of the run
+    pub(crate) run: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Which members of a shard are a sample's.
+#[derive(Debug, Args)]
+pub(crate) struct KeyArgs {
+    /// Suffixes of the picture, in order of preference
+    #[arg(long, default_value = "jpg;png;jpeg;webp")]
+    pub(crate) image_key: String,
+    /// Suffixes of the caption; `json:FIELD` is a field of the sample's JSON
+    #[arg(long, default_value = "txt")]
+    pub(crate) text_key: String,
 }
 
 #[derive(Debug, Args)]
@@ -127,8 +172,8 @@ pub(crate) struct InitArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// The job file (TOML)
-    pub(crate) job: PathBuf,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
     /// Worker processes; the job's `workers.target` by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) workers: Option<u32>,
@@ -144,26 +189,20 @@ pub(crate) struct RunArgs {
     /// and model hubs lay them out, or from this weight file (safetensors, or what PyTorch saved)
     #[arg(long, value_name = "PATH")]
     pub(crate) pretrained: Option<PathBuf>,
-    /// Set a key of the job, as in `--set train.epochs=3`
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) sets: Vec<String>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct PrepareArgs {
-    /// The job file (TOML); its checkpoint.url is where the run's files and checkpoints will lie
-    pub(crate) job: PathBuf,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
     /// Folder of the run on this machine [default: runs/NAME]
     #[arg(long, value_name = "DIR")]
     pub(crate) run: Option<PathBuf>,
     /// Start from the weights in this folder, as in `argosy run`
     #[arg(long, value_name = "DIR")]
     pub(crate) pretrained: Option<PathBuf>,
-    /// Set a key of the job, as in `--set train.epochs=3`
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) sets: Vec<String>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -179,12 +218,8 @@ pub(crate) struct IndexArgs {
     /// Show an index that exists
     #[arg(long, value_name = "FILE", conflicts_with_all = ["shards", "out"])]
     pub(crate) show: Option<PathBuf>,
-    /// Suffixes of the picture, in order of preference
-    #[arg(long, default_value = "jpg;png;jpeg;webp")]
-    pub(crate) image_key: String,
-    /// Suffixes of the caption; `json:FIELD` is a field of the sample's JSON
-    #[arg(long, default_value = "txt")]
-    pub(crate) text_key: String,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
     /// Take the counts of sizes.json or img2dataset instead of reading the shards; a run reads them when it comes to them
     #[arg(long)]
     pub(crate) adopt: bool,
@@ -222,12 +257,8 @@ pub(crate) struct DataCheckArgs {
     /// Shards: folders, files, patterns, manifests or addresses
     #[arg(value_name = "SHARDS", required = true)]
     pub(crate) shards: Vec<String>,
-    /// Suffixes of the picture, in order of preference
-    #[arg(long, default_value = "jpg;png;jpeg;webp")]
-    pub(crate) image_key: String,
-    /// Suffixes of the caption; `json:FIELD` is a field of the sample's JSON
-    #[arg(long, default_value = "txt")]
-    pub(crate) text_key: String,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
     /// Pictures with more pixels are named
     #[arg(long, default_value_t = 25_000_000, value_name = "N")]
     pub(crate) max_image_pixels: u64,
@@ -266,26 +297,27 @@ pub(crate) struct ParityArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ModelsArgs {
+    /// Keep those whose names or tags hold all these parts
+    #[arg(value_name = "PART")]
+    pub(crate) parts: Vec<String>,
+    /// Those that are not built as well, with the reason
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ProfileArgs {
-    /// The job file (TOML)
-    pub(crate) job: PathBuf,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
     /// Steps that are measured, after one that is not
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub(crate) steps: u64,
     /// Where the trace goes, for ui.perfetto.dev
     #[arg(long, value_name = "FILE", default_value = "profile.trace.json")]
     pub(crate) trace: PathBuf,
-    /// Set a key of the job, as in `--set train.threads=2`
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(crate) sets: Vec<String>,
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct AuditArgs {
-    /// Folder of the run
-    pub(crate) run: PathBuf,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -328,14 +360,6 @@ pub(crate) struct SimArgs {
     /// Faults of the world instead of those of its seed, as a failure prints them
     #[arg(long, value_name = "KIND@MS:WHO:FOR_MS", conflicts_with = "workers")]
     pub(crate) fault: Vec<argosy_sim::Fault>,
-    #[command(flatten)]
-    pub(crate) output: OutputArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CheckpointsArgs {
-    /// Folder of the run
-    pub(crate) run: PathBuf,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

@@ -1,7 +1,8 @@
 //! `argosy audit`: was every position up to the last step trained exactly once? Reads records, step logs and index.
 
-use crate::args::{AuditArgs, Format};
+use crate::args::FolderArgs;
 use crate::fail::{Failure, Outcome};
+use crate::listing;
 use crate::out::{self, Table};
 use crate::run::folder::{self, RunFile};
 use argosy_common::audit::{AuditInput, AuditReport, audit_with};
@@ -14,7 +15,7 @@ use argosy_coordinator::store::read_records;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-pub(crate) fn run(args: &AuditArgs) -> Outcome<Exit> {
+pub(crate) fn run(args: &FolderArgs) -> Outcome<Exit> {
     let facts = folder::read(&args.run)?;
     let index = crate::index::open_in(&args.run, Some(&facts.index))?;
     if index.index_hash() != facts.index_hash {
@@ -40,10 +41,7 @@ pub(crate) fn run(args: &AuditArgs) -> Outcome<Exit> {
         logs: &logs,
     };
     let report = audit_with(&input, &checkpoints.saved);
-    match args.output.output {
-        Format::Json => out::json(&report)?,
-        Format::Table => out::data(&table(&report))?,
-    }
+    listing::print(args.output.output, &report, None, |_| table(&report))?;
     let exit = verdict(&report);
     let run = args.run.display();
     out::hint(&match exit {

@@ -1,7 +1,8 @@
 //! `argosy checkpoints`: what a run has committed, and what of it is still there. Also the history that lies in checkpoints.
 
-use crate::args::{CheckpointsArgs, Format};
+use crate::args::FolderArgs;
 use crate::fail::{Failure, Outcome};
+use crate::listing;
 use crate::out::{self, Table};
 use crate::run::folder::{self, RunFile};
 use argosy_common::audit::Saved;
@@ -37,7 +38,7 @@ struct Line {
     reason: Option<String>,
 }
 
-pub(crate) fn run(args: &CheckpointsArgs) -> Outcome<Exit> {
+pub(crate) fn run(args: &FolderArgs) -> Outcome<Exit> {
     let facts = folder::read(&args.run)?;
     let (committed, rejected) = events(&args.run)?;
     let store = open(&args.run, &facts)?;
@@ -74,12 +75,12 @@ pub(crate) fn run(args: &CheckpointsArgs) -> Outcome<Exit> {
         }
         lines.push(line);
     }
-    match args.output.output {
-        Format::Json => out::json(&serde_json::json!({
-            "version": 1, "run": facts.run, "total_positions": facts.total_positions, "checkpoints": lines,
-        }))?,
-        Format::Table => out::data(&table(&lines))?,
-    }
+    let value = serde_json::json!({
+        "version": 1, "run": facts.run, "total_positions": facts.total_positions, "checkpoints": lines,
+    });
+    listing::print(args.output.output, &value, Some("checkpoints"), |wide| {
+        table(&lines, wide)
+    })?;
     if lines.is_empty() {
         out::hint("none is committed yet");
     } else {
@@ -92,8 +93,8 @@ pub(crate) fn run(args: &CheckpointsArgs) -> Outcome<Exit> {
     Ok(Exit::Ok)
 }
 
-fn table(lines: &[Line]) -> String {
-    let mut table = Table::new(&["manifest", "step", "positions", "parts", "bytes", "state"]);
+fn table(lines: &[Line], wide: bool) -> String {
+    let mut table = Table::new(&["manifest", "step", "positions", "parts", "bytes", "state"]).wide(&["applied gen"]);
     let shown = |value: Option<u64>, as_text: fn(u64) -> String| value.map_or("-".into(), as_text);
     for line in lines {
         let state = match &line.reason {
@@ -107,9 +108,10 @@ fn table(lines: &[Line]) -> String {
             shown(line.parts.map(|p| p as u64), out::count),
             shown(line.bytes, out::bytes),
             state,
+            line.applied_gen.to_string(),
         ]);
     }
-    table.render()
+    table.render_as(wide)
 }
 
 /// Checkpoints in the order of their commits, and those that were rejected with the reason. From the journal, not from the

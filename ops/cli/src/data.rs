@@ -2,6 +2,7 @@
 
 use crate::args::{DataCheckArgs, Format};
 use crate::fail::Outcome;
+use crate::listing;
 use crate::out::{self, Table};
 use crate::progress::ShardProgress;
 use argosy_common::exit::Exit;
@@ -14,7 +15,7 @@ const SAMPLE_BYTES_MAX: u64 = 64 << 20;
 
 pub(crate) fn check(args: &DataCheckArgs) -> Outcome<Exit> {
     let config = CheckConfig {
-        build: BuildConfig::new(&args.image_key, &args.text_key),
+        build: BuildConfig::new(&args.keys.image_key, &args.keys.text_key),
         max_image_pixels: args.max_image_pixels,
         max_sample_bytes: SAMPLE_BYTES_MAX,
         listed_max: args.list,
@@ -49,27 +50,33 @@ pub(crate) fn check(args: &DataCheckArgs) -> Outcome<Exit> {
 }
 
 fn show(report: &CheckReport, format: Format) -> Outcome<()> {
-    let listed = report.problems.iter();
-    if format == Format::Json {
-        let problems: Vec<_> = listed
-            .map(|p| serde_json::json!({"shard": p.shard, "key": p.key, "reason": p.reason, "detail": p.detail}))
-            .collect();
-        return out::json(&serde_json::json!({
-            "version": 1,
-            "shards": report.shards,
-            "samples": report.samples,
-            "good": report.good,
-            "filtered": report.filtered,
-            "reasons": report.reasons,
-            "problems": problems,
-        }));
-    }
-    let mut table = Table::new(&["shard", "key", "reason", "detail"]);
-    for p in listed {
-        table.row(&[p.shard.clone(), p.key.clone(), p.reason.clone(), p.detail.clone()]);
-    }
-    if !report.problems.is_empty() {
-        out::data(&table.render())?;
+    let problems = report.problems.iter();
+    let problems: Vec<_> = problems
+        .map(|p| serde_json::json!({"shard": p.shard, "key": p.key, "reason": p.reason, "detail": p.detail}))
+        .collect();
+    let value = serde_json::json!({
+        "version": 1,
+        "shards": report.shards,
+        "samples": report.samples,
+        "good": report.good,
+        "filtered": report.filtered,
+        "reasons": report.reasons,
+        "problems": problems,
+    });
+    let table = |_| {
+        let mut table = Table::new(&["shard", "key", "reason", "detail"]);
+        for p in &report.problems {
+            table.row(&[p.shard.clone(), p.key.clone(), p.reason.clone(), p.detail.clone()]);
+        }
+        if report.problems.is_empty() {
+            String::new()
+        } else {
+            table.render()
+        }
+    };
+    listing::print(format, &value, Some("problems"), table)?;
+    if !matches!(format, Format::Table | Format::Wide) {
+        return Ok(());
     }
     let reasons: Vec<String> = report
         .reasons

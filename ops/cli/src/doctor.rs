@@ -1,7 +1,8 @@
 //! `argosy doctor`: what is here, what is missing, and which paths we write.
 
-use crate::args::{Format, OutputArgs};
+use crate::args::OutputArgs;
 use crate::fail::Outcome;
+use crate::listing;
 use crate::out::{self, Table};
 use crate::worker;
 use argosy_common::exit::Exit;
@@ -26,27 +27,27 @@ pub(crate) fn run(args: &OutputArgs) -> Outcome<Exit> {
     .filter_map(|(name, path)| path.map(|p| (name, p)))
     .collect();
     let sizes: Vec<_> = paths.iter().map(|(name, path)| (*name, path, size_of(path))).collect();
-    if args.output == Format::Json {
-        let paths: Vec<_> = sizes
-            .iter()
-            .map(|(name, path, bytes)| serde_json::json!({"name": name, "path": path, "bytes": bytes}))
-            .collect();
-        out::json(&serde_json::json!({"version": env!("CARGO_PKG_VERSION"), "checks": checks, "paths": paths}))?;
-    } else {
+    let listed: Vec<_> = sizes
+        .iter()
+        .map(|(name, path, bytes)| serde_json::json!({"name": name, "path": path, "bytes": bytes}))
+        .collect();
+    let value = serde_json::json!({
+        "version": 1, "argosy": env!("CARGO_PKG_VERSION"), "checks": checks, "paths": listed,
+    });
+    listing::print(args.output, &value, Some("checks"), |_| {
         let mut table = Table::new(&["check", "", "detail"]);
         for check in &checks {
             let word = if check.holds { "ok" } else { "MISSING" };
             table.row(&[check.name.into(), word.into(), check.detail.clone()]);
         }
-        let mut text = table.render() + "\n";
+        let text = table.render() + "\n";
         let mut table = Table::new(&["paths we write", "bytes", "path"]);
         for (name, path, bytes) in &sizes {
             let bytes = bytes.map_or_else(|| "none yet".to_owned(), out::bytes);
             table.row(&[(*name).into(), bytes, path.display().to_string()]);
         }
-        text += &table.render();
-        out::data(&text)?;
-    }
+        text + &table.render()
+    })?;
     if checks.iter().all(|c| c.holds) {
         out::say("all is here: start with `argosy run JOB.toml`");
         return Ok(Exit::Ok);
@@ -117,7 +118,7 @@ fn gpu(worker: &Path) -> Check {
     }
 }
 
-fn cache() -> Option<PathBuf> {
+pub(crate) fn cache() -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
@@ -125,14 +126,14 @@ fn cache() -> Option<PathBuf> {
 }
 
 /// `target/demo` of the clone that this program was built in.
-fn demo() -> Option<PathBuf> {
+pub(crate) fn demo() -> Option<PathBuf> {
     let own = std::env::current_exe().ok()?;
     let target = own.ancestors().find(|p| p.file_name().is_some_and(|n| n == "target"))?;
     Some(target.join("demo"))
 }
 
 /// Bytes of all files below `path`; `None` when it does not exist.
-fn size_of(path: &Path) -> Option<u64> {
+pub(crate) fn size_of(path: &Path) -> Option<u64> {
     let meta = path.symlink_metadata().ok()?;
     if !meta.is_dir() {
         return Some(meta.len());

@@ -53,7 +53,12 @@ impl Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self::new(Exit::BadConfig, error.to_string())
+        // A flag that does not fit is the command line's fault, not the job file's.
+        let exit = match &error {
+            ConfigError::Layer { place, .. } if place.starts_with("--") => Exit::Usage,
+            _ => Exit::BadConfig,
+        };
+        Self::new(exit, error.to_string())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::args::{Format, IndexArgs};
 use crate::fail::{Failure, Outcome};
+use crate::listing;
 use crate::out::{self, Table};
 use crate::progress::ShardProgress;
 use argosy_common::config::{FilterConfig, Source};
@@ -35,7 +36,7 @@ pub(crate) fn run(args: &IndexArgs) -> Outcome<Exit> {
         adopt: args.adopt,
         known: known(&args.out),
         journal: Some(journal_beside(&args.out)),
-        ..BuildConfig::new(&args.image_key, &args.text_key)
+        ..BuildConfig::new(&args.keys.image_key, &args.keys.text_key)
     };
     let store = Store::new(RetryPolicy::default())?;
     let progress = ShardProgress::new("indexing");
@@ -151,33 +152,39 @@ fn show(index: &Index, path: &Path, format: Format) -> Outcome<()> {
     let (rows, bytes) = index
         .shards()
         .fold((0, 0), |(r, b), s| (r + u64::from(s.rows), b + s.bytes));
-    if format == Format::Json {
-        let shards: Vec<_> = index
-            .shards()
-            .map(|s| {
-                serde_json::json!({
-                    "source": s.source, "location": s.location, "rows": s.rows, "bytes": s.bytes,
-                    "samples": s.samples, "missing": s.missing, "filtered": s.filtered, "etag": s.etag,
-                    "verified": s.verified, "damage": s.damage,
-                })
-            })
-            .collect();
-        return out::json(&serde_json::json!({
-            "version": 1,
-            "file": path.display().to_string(),
-            "hash": format!("{:016x}", index.index_hash()),
-            "rows": rows,
-            "bytes": bytes,
-            "filter": index.filter(),
-            "filtered": index.shards().map(|s| u64::from(s.filtered)).sum::<u64>(),
-            "missing": index.shards().map(|s| u64::from(s.missing)).sum::<u64>(),
-            "damaged": index.shards().filter(|s| s.damage.is_some()).count(),
-            "mean_sample_bytes": index.mean_sample_bytes(),
-            "shards": shards,
-        }));
+    if let Format::Table | Format::Wide = format {
+        return out::data(&table(index, rows, bytes, format == Format::Wide));
     }
+    let shards: Vec<_> = index
+        .shards()
+        .map(|s| {
+            serde_json::json!({
+                "source": s.source, "location": s.location, "rows": s.rows, "bytes": s.bytes,
+                "samples": s.samples, "missing": s.missing, "filtered": s.filtered, "etag": s.etag,
+                "verified": s.verified, "damage": s.damage,
+            })
+        })
+        .collect();
+    let value = serde_json::json!({
+        "version": 1,
+        "file": path.display().to_string(),
+        "hash": format!("{:016x}", index.index_hash()),
+        "rows": rows,
+        "bytes": bytes,
+        "filter": index.filter(),
+        "filtered": index.shards().map(|s| u64::from(s.filtered)).sum::<u64>(),
+        "missing": index.shards().map(|s| u64::from(s.missing)).sum::<u64>(),
+        "damaged": index.shards().filter(|s| s.damage.is_some()).count(),
+        "mean_sample_bytes": index.mean_sample_bytes(),
+        "shards": shards,
+    });
+    listing::machines(format, value, Some("shards"))
+}
+
+fn table(index: &Index, rows: u64, bytes: u64, wide: bool) -> String {
     let total = index.shards().count();
-    let mut table = Table::new(&["shard", "rows", "bytes", "missing", "damage"]);
+    let mut table =
+        Table::new(&["shard", "rows", "bytes", "missing", "damage"]).wide(&["samples", "filtered", "verified"]);
     for shard in index.shards().filter(|s| total <= LISTED_MAX || s.damage.is_some()) {
         table.row(&[
             shard.location.to_owned(),
@@ -185,6 +192,9 @@ fn show(index: &Index, path: &Path, format: Format) -> Outcome<()> {
             out::bytes(shard.bytes),
             out::count(u64::from(shard.missing)),
             shard.damage.unwrap_or("-").to_owned(),
+            out::count(u64::from(shard.samples)),
+            out::count(u64::from(shard.filtered)),
+            shard.verified.to_string(),
         ]);
     }
     let all: u64 = index.shards().map(|s| u64::from(s.missing)).sum();
@@ -195,7 +205,7 @@ fn show(index: &Index, path: &Path, format: Format) -> Outcome<()> {
         out::count(all),
         String::new(),
     ]);
-    out::data(&table.render())
+    table.render_as(wide)
 }
 
 /// Opens the index of a run's folder.

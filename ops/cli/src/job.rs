@@ -1,8 +1,9 @@
 //! From a job file to everything a run needs: job, index, shape. Shared by `run` and `audit`.
 
+use crate::args::JobArgs;
 use crate::fail::{Failure, Outcome};
 use crate::progress::ShardProgress;
-use argosy_common::config::{JOB_FILE_BYTES_MAX, Job};
+use argosy_common::config::{JOB_FILE_BYTES_MAX, JOB_VARIABLES, Job, Layers, Node, Setting};
 use argosy_common::exit::Exit;
 use argosy_common::shape::{self, RunShape};
 use argosy_shard_loader::{BuildConfig, Filter, Index, RetryPolicy, Store, index};
@@ -15,10 +16,41 @@ pub(crate) struct LoadedJob {
     pub(crate) job: Job,
     /// Where its relative paths start.
     pub(crate) base: PathBuf,
+    /// What was said of it, with places; the rest is defaults.
+    pub(crate) said: Node,
 }
 
-/// Reads and checks a job file; `sets` are `KEY=VALUE` laid over it.
-pub(crate) fn load(path: &Path, sets: &[String]) -> Outcome<LoadedJob> {
+/// Reads and checks a job file with the environment and `--set` laid over it.
+pub(crate) fn load(args: &JobArgs) -> Outcome<LoadedJob> {
+    let layers = Layers {
+        environment: environment()?,
+        flags: args.sets.iter().map(|set| setting(set)).collect::<Outcome<_>>()?,
+    };
+    read(&args.job, &layers)
+}
+
+/// Reads a job file as it is: the one that a run keeps has been settled.
+pub(crate) fn load_kept(path: &Path) -> Outcome<LoadedJob> {
+    read(path, &Layers::default())
+}
+
+fn read(path: &Path, layers: &Layers) -> Outcome<LoadedJob> {
+    let file = path.display().to_string();
+    let text = read_text(path)?;
+    let settled = Job::read(&file, &text, layers)?;
+    let absolute = std::path::absolute(path).map_err(|e| Failure::io("find", path, &e))?;
+    // Without links, so that `..` in the job's paths can be resolved by name.
+    let base = std::fs::canonicalize(absolute.parent().unwrap_or(Path::new("/")))
+        .map_err(|e| Failure::io("find", &absolute, &e))?;
+    Ok(LoadedJob {
+        job: settled.job,
+        base,
+        said: settled.said,
+    })
+}
+
+/// The text of a job file, not much more of it than may be a job.
+fn read_text(path: &Path) -> Outcome<String> {
     let file = path.display().to_string();
     let missing = || {
         let failure = Failure::new(Exit::NotFound, format!("job file {file} does not exist"));
@@ -32,24 +64,47 @@ pub(crate) fn load(path: &Path, sets: &[String]) -> Outcome<LoadedJob> {
     }
     let mut bytes = Vec::new();
     std::fs::File::open(path)
-        // One byte more than is accepted, so that the check below still sees that it is too large.
+        // One byte more than is accepted, so that the check of its size still sees that it is too large.
         .and_then(|f| f.take(JOB_FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
         .map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => missing(),
             _ => Failure::io("read", path, &e),
         })?;
-    let text = String::from_utf8(bytes)
-        .map_err(|e| Failure::new(Exit::BadConfig, format!("{file} is not UTF-8: {}", e.utf8_error())))?;
-    let mut job = Job::from_toml(&file, &text)?;
-    if !sets.is_empty() {
-        let text = lay_over(&file, &text, sets)?;
-        job = Job::from_toml(&format!("{file} with --set"), &text)?;
+    if bytes.len() > JOB_FILE_BYTES_MAX {
+        // The cut may lie inside a character: what it says is no matter.
+        return Ok(String::from_utf8_lossy(&bytes).into_owned());
     }
-    let absolute = std::path::absolute(path).map_err(|e| Failure::io("find", path, &e))?;
-    // Without links, so that `..` in the job's paths can be resolved by name.
-    let base = std::fs::canonicalize(absolute.parent().unwrap_or(Path::new("/")))
-        .map_err(|e| Failure::io("find", &absolute, &e))?;
-    Ok(LoadedJob { job, base })
+    String::from_utf8(bytes)
+        .map_err(|e| Failure::new(Exit::BadConfig, format!("{file} is not UTF-8: {}", e.utf8_error())))
+}
+
+/// What the environment says of jobs.
+fn environment() -> Outcome<Vec<(String, String)>> {
+    let mut said = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        let Some(name) = name.to_str().filter(|name| name.starts_with(JOB_VARIABLES)) else {
+            continue;
+        };
+        let value = value
+            .into_string()
+            .map_err(|_| Failure::new(Exit::BadConfig, format!("environment variable {name} is not UTF-8")))?;
+        said.push((name.to_owned(), value));
+    }
+    // The system has no order of its own, and of two that say one thing the same must win each time.
+    said.sort();
+    Ok(said)
+}
+
+fn setting(set: &str) -> Outcome<Setting> {
+    let Some((key, value)) = set.split_once('=') else {
+        let message = format!("--set {set}: expected KEY=VALUE, as in train.epochs=3");
+        return Err(Failure::new(Exit::Usage, message));
+    };
+    Ok(Setting {
+        key: key.trim().to_owned(),
+        value: value.to_owned(),
+        flag: format!("--set {set}"),
+    })
 }
 
 /// A path or URL as the job has it, from the folder `base`; `..` in front of it leaves `base`, which has no links.
@@ -64,36 +119,8 @@ pub(crate) fn below(base: &Path, path: &str) -> String {
     base.join(rest).to_string_lossy().into_owned()
 }
 
-/// The text of a job with `KEY=VALUE` laid over it; values are TOML, or strings where they are not.
-fn lay_over(file: &str, text: &str, sets: &[String]) -> Outcome<String> {
-    let usage = |why: String| Failure::new(Exit::Usage, why);
-    let mut table: toml::Table = text.parse().map_err(|e| usage(format!("{file}: {e}")))?;
-    for set in sets {
-        let Some((key, value)) = set.split_once('=') else {
-            return Err(usage(format!("--set {set}: expected KEY=VALUE, as in train.epochs=3")));
-        };
-        let value = format!("v = {value}")
-            .parse::<toml::Table>()
-            .ok()
-            .and_then(|mut t| t.remove("v"))
-            .unwrap_or_else(|| toml::Value::String(value.to_owned()));
-        let mut keys: Vec<&str> = key.trim().split('.').collect();
-        let last = keys.pop().unwrap_or_default();
-        let mut place = &mut table;
-        for section in keys {
-            place = place
-                .entry(section)
-                .or_insert_with(|| toml::Value::Table(toml::Table::new()))
-                .as_table_mut()
-                .ok_or_else(|| usage(format!("--set {set}: `{section}` is not a section of the job")))?;
-        }
-        place.insert(last.to_owned(), value);
-    }
-    toml::to_string(&table).map_err(|e| usage(format!("--set: {e}")))
-}
-
 /// Builds the index of a job's sources with progress on stderr and writes it to `path`; says what is odd about them.
-fn build_index(loaded: &LoadedJob, path: &Path) -> Outcome<Index> {
+pub(crate) fn build_index(loaded: &LoadedJob, path: &Path) -> Outcome<Index> {
     let config = BuildConfig {
         journal: Some(crate::index::journal_beside(path)),
         ..BuildConfig::of(&loaded.job.data, &loaded.base)?
@@ -124,7 +151,7 @@ pub(crate) fn index_for(loaded: &LoadedJob, run_dir: &Path) -> Outcome<(Index, P
 }
 
 /// An index made for another job is refused.
-fn check_index(job: &Job, base: &Path, index: &Index, path: &Path) -> Outcome<()> {
+pub(crate) fn check_index(job: &Job, base: &Path, index: &Index, path: &Path) -> Outcome<()> {
     let differs = |what: &str, has: String, wants: String| {
         let message = format!(
             "index {} was made for {what} {has}, the job says {wants}",
@@ -151,14 +178,16 @@ fn check_index(job: &Job, base: &Path, index: &Index, path: &Path) -> Outcome<()
 /// Writes what the rules choose into the job: lanes (L5) and window factor (L7). They are frozen with the run, so that a
 /// later start with other workers trains the same.
 pub(crate) fn freeze(job: &mut Job, index: &Index) {
+    settle_lanes(job);
     let batch = job.train.global_batch;
-    let lanes = job
-        .train
-        .lanes
-        .unwrap_or_else(|| shape::default_lanes(batch, job.workers.max));
-    job.train.lanes = Some(lanes);
     let (factor, mean) = (job.data.window_factor, index.mean_sample_bytes());
     job.data.window_factor = shape::fit_window_factor(factor, batch, mean, job.data.window_bytes_max);
+}
+
+/// Writes the number of lanes that the rules choose into the job.
+pub(crate) fn settle_lanes(job: &mut Job) {
+    let chosen = || shape::default_lanes(job.train.global_batch, job.workers.max);
+    job.train.lanes = Some(job.train.lanes.unwrap_or_else(chosen));
 }
 
 /// The shape of a frozen job's run (rules L1, L2).
@@ -192,26 +221,14 @@ pub(crate) fn shape_of(job: &Job, index: &Index) -> Outcome<RunShape> {
 mod tests {
     use super::*;
 
-    const JOB: &str =
-        "version = 1\nname = \"a\"\n[model]\nname = \"ViT-B-32\"\n[data]\nsources = [{ shards = \"x\" }]\n";
-
     #[test]
-    fn set_lays_values_of_every_kind_over_the_job() {
-        let sets = ["train.epochs=3", "name=b", "train.lr=1e-3", "workers.max=2"].map(str::to_owned);
-        let job = Job::from_toml("j", &lay_over("j", JOB, &sets).unwrap()).unwrap();
-        assert_eq!((job.train.epochs, job.name.as_str(), job.workers.max), (3, "b", 2));
-        assert!((job.train.lr - 1e-3).abs() < 1e-12);
-    }
-
-    #[test]
-    fn set_without_value_or_through_a_scalar_is_a_usage_error() {
-        for bad in ["train.epochs", "name.x=1"] {
-            assert_eq!(
-                lay_over("j", JOB, &[bad.to_owned()]).unwrap_err().exit,
-                Exit::Usage,
-                "{bad}"
-            );
-        }
+    fn set_without_a_value_is_a_usage_error() {
+        assert_eq!(setting("train.epochs").unwrap_err().exit, Exit::Usage);
+        let set = setting("name=a=b").unwrap();
+        assert_eq!(
+            (set.key.as_str(), set.value.as_str(), set.flag.as_str()),
+            ("name", "a=b", "--set name=a=b")
+        );
     }
 
     #[test]
@@ -221,8 +238,8 @@ mod tests {
         for folder in ["demo", "examples"] {
             for entry in std::fs::read_dir(ops.join(folder)).unwrap() {
                 let path = entry.unwrap().path();
-                if path.extension().is_some_and(|e| e == "toml") {
-                    let loaded = load(&path, &[]).unwrap_or_else(|failure| panic!("{}", failure.message));
+                if path.extension().is_some_and(|e| e == "toml" || e == "yaml") {
+                    let loaded = load_kept(&path).unwrap_or_else(|failure| panic!("{}", failure.message));
                     let config = loaded.job.model.config.map(|file| loaded.base.join(file));
                     assert!(
                         config.is_none_or(|file| file.is_file()),

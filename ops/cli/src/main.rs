@@ -6,6 +6,8 @@ mod args;
 mod audit;
 mod beside;
 mod checkpoints;
+mod clean;
+mod convert;
 mod crash;
 mod data;
 mod doctor;
@@ -15,22 +17,30 @@ mod fail;
 mod index;
 mod init;
 mod job;
+mod listing;
 mod out;
 mod pki;
+mod planning;
 mod prepare;
 mod profile;
 mod progress;
 mod report;
 mod run;
+mod scratch;
+mod settled;
 mod sim;
 mod tensorboard;
 mod unpack;
+mod validate;
 mod worker;
+mod yaml;
 
 use argosy_common::exit::Exit;
+use argosy_common::secret;
 use args::{Cli, Command, DataCommand, EvalCommand};
 use clap::Parser;
 use fail::Outcome;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -42,6 +52,8 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.code()));
         }
     };
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    secret::learn_environment(std::env::vars_os().filter_map(text));
     crash::install();
     start_log(cli.verbose);
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| dispatch(cli.command))) {
@@ -58,6 +70,11 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Outcome<Exit> {
     match command {
         Command::Init(args) => init::run(&args),
+        Command::ConvertArgs(args) => convert::run(&args),
+        Command::Config(command) => settled::run(&command),
+        Command::Schema => settled::schema(),
+        Command::Validate(args) => validate::run(&args),
+        Command::Plan(args) => planning::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Prepare(args) => prepare::run(&args),
         Command::Index(args) => index::run(&args),
@@ -66,7 +83,7 @@ fn dispatch(command: Command) -> Outcome<Exit> {
         Command::Checkpoints(args) => checkpoints::run(&args),
         Command::Export { args } => worker::pass_on("export", &args),
         Command::Embed { args } => worker::pass_on("embed", &args),
-        Command::Models { args } => worker::pass_on("models", &args),
+        Command::Models(args) => worker::models(&args),
         Command::Parity(args) => worker::parity(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Audit(args) => audit::run(&args),
@@ -74,6 +91,7 @@ fn dispatch(command: Command) -> Outcome<Exit> {
         Command::Report(args) => report::run(&args),
         Command::Pki(command) => pki::run(&command),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Clean(args) => clean::run(&args),
         Command::Completions { shell } => documents::completions(shell),
         Command::Man { dir } => documents::man(&dir),
         Command::Unpack(args) => unpack::run(&args),
@@ -93,7 +111,7 @@ fn start_log(verbose: u8) {
     let filter = tracing_subscriber::EnvFilter::new(filter);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(|| secret::Hiding(std::io::stderr()));
     // Only fails when a log was started before, which nobody does.
     let _ = log.try_init();
 }

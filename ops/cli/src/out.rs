@@ -2,6 +2,7 @@
 
 use crate::fail::{Failure, Outcome};
 use argosy_common::exit::Exit;
+use argosy_common::secret;
 use std::io::{ErrorKind, IsTerminal, Write};
 
 pub(crate) const RED: &str = "31;1";
@@ -11,7 +12,7 @@ pub(crate) const YELLOW: &str = "33;1";
 
 /// A line of chatter. A closed stderr is nobody's problem.
 pub(crate) fn say(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", secret::hide(line));
 }
 
 /// What to do next: for people at a terminal, not for a pipe.
@@ -36,6 +37,7 @@ pub(crate) fn style(text: &str, code: &str) -> String {
 /// Data. A reader that has gone away (`| head`) has seen what it wanted.
 pub(crate) fn data(text: &str) -> Outcome<()> {
     let mut stdout = std::io::stdout().lock();
+    let text = secret::hide(text);
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::new(Exit::JobFailed, format!("cannot write to stdout: {e}")))
@@ -69,13 +71,32 @@ pub(crate) fn file_link(path: &std::path::Path) -> String {
 #[derive(Debug)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
+    /// The last so many columns are for those who ask for more.
+    wide: usize,
+    /// All columns are aligned left.
+    left: bool,
 }
 
 impl Table {
     pub(crate) fn new(head: &[&str]) -> Self {
         Self {
             rows: vec![head.iter().map(|h| h.to_uppercase()).collect()],
+            wide: 0,
+            left: false,
         }
+    }
+
+    /// Words rather than numbers: everything is aligned left.
+    pub(crate) fn left(mut self) -> Self {
+        self.left = true;
+        self
+    }
+
+    /// Adds columns that only `-o wide` shows; cells of theirs come last in every row.
+    pub(crate) fn wide(mut self, head: &[&str]) -> Self {
+        self.rows[0].extend(head.iter().map(|h| h.to_uppercase()));
+        self.wide = head.len();
+        self
     }
 
     pub(crate) fn row(&mut self, cells: &[String]) {
@@ -83,7 +104,12 @@ impl Table {
     }
 
     pub(crate) fn render(&self) -> String {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        self.render_as(false)
+    }
+
+    pub(crate) fn render_as(&self, wide: bool) -> String {
+        let hidden = if wide { 0 } else { self.wide };
+        let columns = self.rows[0].len() - hidden;
         let width = |c: usize| {
             let cells = self.rows.iter().filter_map(|r| r.get(c));
             cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -92,7 +118,7 @@ impl Table {
         let mut text = String::new();
         for row in &self.rows {
             let cells = row.iter().zip(&widths).enumerate().map(|(c, (cell, &w))| {
-                if c == 0 {
+                if c == 0 || self.left {
                     format!("{cell:<w$}")
                 } else {
                     format!("{cell:>w$}")
@@ -152,6 +178,14 @@ mod tests {
             table.render(),
             "SHARD        ROWS\na.tar           7\nlonger.tar  1,000\n"
         );
+    }
+
+    #[test]
+    fn wide_columns_are_shown_to_those_who_ask() {
+        let mut table = Table::new(&["a", "b"]).wide(&["c"]);
+        table.row(&["1".into(), "2".into(), "3".into()]);
+        assert_eq!(table.render(), "A  B\n1  2\n");
+        assert_eq!(table.render_as(true), "A  B  C\n1  2  3\n");
     }
 
     #[test]

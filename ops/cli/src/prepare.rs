@@ -1,7 +1,8 @@
 //! `argosy prepare`: everything that is decided before a run begins, put where the machines of a cluster find it.
 
-use crate::args::{Format, PrepareArgs, RunArgs};
+use crate::args::{JobArgs, PrepareArgs, RunArgs};
 use crate::fail::{Failure, Outcome};
+use crate::listing;
 use crate::out;
 use crate::run::{self, Prepared};
 use argosy_common::config::ModelConfig;
@@ -14,12 +15,14 @@ use std::time::Instant;
 pub(crate) fn run(args: &PrepareArgs) -> Outcome<Exit> {
     let prepared = run::prepare(
         &RunArgs {
-            job: args.job.clone(),
+            job: JobArgs {
+                job: args.job.job.clone(),
+                sets: args.job.sets.clone(),
+            },
             workers: None,
             run: args.run.clone(),
             resume: false,
             pretrained: args.pretrained.clone(),
-            sets: args.sets.clone(),
             output: args.output,
         },
         Instant::now(),
@@ -37,10 +40,8 @@ pub(crate) fn run(args: &PrepareArgs) -> Outcome<Exit> {
             ));
         }
     }
-    match args.output.output {
-        Format::Json => out::json(&serde_json::json!({"run": prepared.facts.run, "url": url}))?,
-        Format::Table => out::data(&format!("{url}\n"))?,
-    }
+    let value = serde_json::json!({"version": 1, "run": prepared.facts.run, "url": url});
+    listing::print(args.output.output, &value, None, |_| format!("{url}\n"))?;
     out::hint(&format!(
         "next, on each of two machines: argosy-coordinator {url} --etcd URL --listen ADDRESS --tls DIR --token-file FILE"
     ));
@@ -94,7 +95,7 @@ fn put(prepared: &Prepared) -> Outcome<()> {
     let (job, facts) = (&prepared.loaded.job, &prepared.facts);
     // The job that is put there names nothing relative, and its digest is of what it says.
     let kept = prepared.dir.join(run::folder::JOB_FILE);
-    let config_hash = crate::job::load(&kept, &[])?.job.config_hash();
+    let config_hash = crate::job::load_kept(&kept)?.job.config_hash();
     let package = Package {
         version: package::PACKAGE_VERSION,
         run: facts.run.clone(),

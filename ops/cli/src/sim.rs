@@ -2,6 +2,7 @@
 
 use crate::args::{Format, SimArgs};
 use crate::fail::{Failure, Outcome};
+use crate::listing;
 use crate::out::{self, Table};
 use argosy_common::exit::Exit;
 use argosy_common::rules::Shipped;
@@ -47,10 +48,7 @@ fn size(args: &SimArgs, workers: u32) -> Outcome<Exit> {
             }
         });
     }
-    match args.output.output {
-        Format::Json => out::json(&sizing)?,
-        Format::Table => out::data(&table(&sizing))?,
-    }
+    listing::print(args.output.output, &sizing, Some("rates"), |_| table(&sizing))?;
     out::hint("next: --faults FILE lets machines come and go as yours do");
     Ok(Exit::Ok)
 }
@@ -197,6 +195,7 @@ fn table(s: &Sizing) -> String {
 /// One world, or many: the faults that changed something by kind, and whatever did not hold.
 fn worlds(args: &SimArgs) -> Outcome<Exit> {
     let began = Instant::now();
+    let machines = !matches!(args.output.output, Format::Table | Format::Wide);
     let mut said = Instant::now();
     let mut effective = BTreeMap::<FaultKind, u64>::new();
     let mut broken = 0u64;
@@ -220,8 +219,8 @@ fn worlds(args: &SimArgs) -> Outcome<Exit> {
         for line in &outcome.log {
             out::data(&format!("{line}\n"))?;
         }
-        if args.worlds == 1 && args.output.output == Format::Json {
-            out::json(&outcome)?;
+        if args.worlds == 1 && machines {
+            listing::print(args.output.output, &outcome, None, |_| String::new())?;
         }
         if let Some(violation) = &outcome.violation {
             broken += 1;
@@ -251,14 +250,14 @@ fn worlds(args: &SimArgs) -> Outcome<Exit> {
             ));
         }
     }
-    if args.output.output == Format::Json && args.worlds > 1 {
+    if machines && args.worlds > 1 {
         let total: u64 = effective.values().sum();
         let report = serde_json::json!({
             "simulated": true, "seed": args.seed, "worlds": worlds, "broken": broken, "events": events, "checks": checks,
             "effective_faults": total, "effective_by_kind": effective,
         });
-        out::json(&report)?;
-    } else if args.output.output == Format::Table {
+        listing::machines(args.output.output, report, None)?;
+    } else if !machines {
         let mut table = Table::new(&["effective faults, simulated", "count"]);
         for (kind, count) in &effective {
             table.row(&[kind.name().into(), count.to_string()]);

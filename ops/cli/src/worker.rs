@@ -1,7 +1,8 @@
 //! Finds `argosy-worker`, the program that links libtorch, and lets it do what needs libtorch.
 
-use crate::args::ParityArgs;
+use crate::args::{Format, ModelsArgs, ParityArgs};
 use crate::fail::{Failure, Outcome};
+use crate::{listing, out};
 use argosy_common::exit::Exit;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::ExitStatusExt;
@@ -68,6 +69,36 @@ pub(crate) fn pass_on(name: &str, args: &[OsString]) -> Outcome<Exit> {
     Ok(exit_of(status))
 }
 
+/// The same for a command that takes `-o table` and `-o json`; what else is wanted is made of its JSON here, with `rows` as
+/// in [`listing::print`].
+pub(crate) fn pass_on_as(name: &str, args: &[OsString], format: Format, rows: Option<&str>) -> Outcome<Exit> {
+    let with = |word: &str| [args, &[OsString::from("-o"), word.into()]].concat();
+    if let Format::Table | Format::Wide = format {
+        return pass_on(name, &with("table"));
+    }
+    let worker = find()?;
+    let output = quiet(&worker)
+        .arg(name)
+        .args(with("json"))
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|e| Failure::io("start", &worker, &e))?;
+    // A check that does not hold has said so on stderr, and its numbers are as good as those of one that does.
+    match serde_json::from_slice(&output.stdout) {
+        Ok(value) => listing::machines(format, value, rows)?,
+        Err(_) => out::data(&String::from_utf8_lossy(&output.stdout))?,
+    }
+    Ok(exit_of(output.status))
+}
+
+pub(crate) fn models(args: &ModelsArgs) -> Outcome<Exit> {
+    let mut list: Vec<OsString> = args.parts.iter().map(OsString::from).collect();
+    if args.all {
+        list.push("--all".into());
+    }
+    pass_on_as("models", &list, args.output.output, Some("models"))
+}
+
 pub(crate) fn parity(args: &ParityArgs) -> Outcome<Exit> {
     if !args.dir.is_dir() {
         let message = format!("folder {} does not exist", args.dir.display());
@@ -84,9 +115,7 @@ pub(crate) fn parity(args: &ParityArgs) -> Outcome<Exit> {
             list.push(value.to_string().into());
         }
     }
-    list.push("-o".into());
-    list.push(args.output.output.name().into());
-    pass_on("parity", &list)
+    pass_on_as("parity", &list, args.output.output, None)
 }
 
 /// Stdout of `argosy-worker ARGS...`; its stderr is ours.

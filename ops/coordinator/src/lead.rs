@@ -47,9 +47,11 @@ impl Spawner for NoSpawner {
 pub(crate) async fn run(args: Args) -> Result<Exit, Failure> {
     let token = secret::read("token", &args.token_file)?;
     secret::check_token(&token, &args.token_file)?;
+    argosy_common::secret::learn(&token);
     let tls = certificates(&args)?;
     std::fs::create_dir_all(&args.dir).map_err(|e| (Exit::Denied, format!("folder {}: {e}", args.dir.display())))?;
     let dir = std::fs::canonicalize(&args.dir).map_err(|e| (Exit::Denied, format!("{}: {e}", args.dir.display())))?;
+    argosy_coordinator::crash::set_folder(&dir);
     let place = objects::open(&args.run).map_err(|e| (e.exit(), e.to_string()))?;
     let (package, mut job) = fetch(&place.objects, &dir)
         .await
@@ -250,6 +252,9 @@ async fn follow(mut events: broadcast::Receiver<StampedEvent>, mut scale: Option
         };
         match event {
             Ok(StampedEvent { event, .. }) => {
+                if !matches!(event, RunEvent::StepDone { .. }) {
+                    argosy_coordinator::crash::remember(format!("{event:?}"));
+                }
                 leads |= matches!(event, RunEvent::RunStarted { .. });
                 if let Some(scale) = &mut scale {
                     scale.note(&event);

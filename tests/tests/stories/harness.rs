@@ -5,6 +5,7 @@
     reason = "a helper of tests fails the test that called it"
 )]
 
+use crate::canary;
 use argosy_common::events::{RunEvent, StampedEvent};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill, killpg};
@@ -124,6 +125,7 @@ impl Run {
         let mut args = vec!["run", text(job), "--run", text(dir), "--workers", &workers];
         args.extend(more);
         let mut command = argosy(&args);
+        command.env(canary::CANARY.0, canary::CANARY.1);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.stdout(file.try_clone().expect("a second handle")).stderr(file);
         Self {
@@ -214,6 +216,7 @@ impl Run {
                 self.dump()
             );
         }
+        canary::check(&self.dir, &self.output);
         match self.ended.and_then(|status| status.code()) {
             Some(code) => code,
             None => self.fail("the run was ended by a signal"),

@@ -3,6 +3,7 @@
 
 mod bits;
 mod buckets;
+mod canary;
 mod clocks;
 mod cluster;
 mod deploy;

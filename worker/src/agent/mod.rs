@@ -78,6 +78,7 @@ pub async fn join(options: JoinOptions) -> Result<Exit, (Exit, String)> {
             format!("token file {}: {e}", options.token_file.display()),
         )
     })?;
+    argosy_common::secret::learn(&token);
     let tls = options.tls.as_deref().map(Tls::open).transpose();
     let tls = tls.map_err(|e| (Exit::BadConfig, e.to_string()))?;
     let named = options.name.clone().or_else(|| tls.as_ref().map(Tls::node));

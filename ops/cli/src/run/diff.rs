@@ -3,6 +3,7 @@
 use crate::fail::Failure;
 use argosy_common::config::Job;
 use argosy_common::exit::Exit;
+use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,11 +18,13 @@ const FREE_IF_FAST: [&str; 2] = ["train.threads", "train.micro_batch"];
 const LISTED_MAX: usize = 20;
 
 /// One key with its old and its new value.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Change {
     pub(crate) key: String,
     pub(crate) old: Value,
     pub(crate) new: Value,
+    /// A run may go on with the new one.
+    pub(crate) allowed: bool,
 }
 
 /// Whether a run may go on with another value of this key.
@@ -31,7 +34,13 @@ fn may_change(key: &str, exact: bool) -> bool {
     free || !FROZEN.iter().any(|name| is(name))
 }
 
-/// All leaves by their dotted key.
+/// All leaves of a job by their dotted key.
+pub(crate) fn leaves(job: &Job) -> BTreeMap<String, Value> {
+    let mut out = BTreeMap::new();
+    flatten("", &serde_json::to_value(job).unwrap_or_default(), &mut out);
+    out
+}
+
 fn flatten(key: &str, value: &Value, out: &mut BTreeMap<String, Value>) {
     match value {
         Value::Object(map) => {
@@ -55,35 +64,39 @@ fn flatten(key: &str, value: &Value, out: &mut BTreeMap<String, Value>) {
     }
 }
 
-/// Keys with other values that may not change, in order.
-pub(crate) fn forbidden(old: &Job, new: &Job) -> Vec<Change> {
+/// Keys with other values, in order.
+pub(crate) fn changes(old: &Job, new: &Job) -> Vec<Change> {
     let exact = old.train.deterministic;
-    let leaves = |job: &Job| {
-        let mut out = BTreeMap::new();
-        flatten("", &serde_json::to_value(job).unwrap_or_default(), &mut out);
-        out
-    };
     let (old, new) = (leaves(old), leaves(new));
     let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let value = |from: &BTreeMap<String, Value>, key: &str| from.get(key).cloned().unwrap_or(Value::Null);
     keys.into_iter()
-        .filter(|key| !may_change(key, exact))
         .map(|key| Change {
             key: key.clone(),
             old: value(&old, key),
             new: value(&new, key),
+            allowed: may_change(key, exact),
         })
         .filter(|change| change.old != change.new)
         .collect()
 }
 
+/// Those of them that a run may not go on with.
+pub(crate) fn forbidden(old: &Job, new: &Job) -> Vec<Change> {
+    changes(old, new).into_iter().filter(|change| !change.allowed).collect()
+}
+
+/// A value in a sentence.
+pub(crate) fn word(value: &Value) -> String {
+    match value {
+        Value::Null => "(none)".to_owned(),
+        value => value.to_string(),
+    }
+}
+
 /// The refusal, with the differences.
 pub(crate) fn refuse(changes: &[Change], dir: &Path) -> Failure {
     let mut message = format!("the run in {} was begun with another job:", dir.display());
-    let word = |value: &Value| match value {
-        Value::Null => "(none)".to_owned(),
-        value => value.to_string(),
-    };
     for change in changes.iter().take(LISTED_MAX) {
         message += &format!("\n  {}: {} -> {}", change.key, word(&change.old), word(&change.new));
     }

@@ -11,6 +11,7 @@ use crate::fail::{Failure, Outcome};
 use argosy_common::events::{Outcome as RunOutcome, RunEvent, StampedEvent};
 use argosy_common::exit::Exit;
 use argosy_common::ids::{StateName, WorkerId};
+use argosy_common::secret;
 use argosy_coordinator::{CoordinatorHandle, CoordinatorOptions, Spawner, handle};
 use std::io;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ impl Spawner for LocalSpawner {
 /// Trains until the end, an interruption or a failure.
 pub(crate) fn train(prepared: &Prepared) -> Outcome<Summary> {
     let token = folder::hex(&folder::random::<32>()?);
+    secret::learn(&token);
     let token_file = prepared.dir.join("token");
     folder::write_secret(&token_file, &token)?;
     let logs = prepared.dir.join("logs");

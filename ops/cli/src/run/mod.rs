@@ -1,17 +1,18 @@
 //! `argosy run`: a coordinator in this process, workers as child processes.
 
 mod children;
-mod diff;
+pub(crate) mod diff;
 pub(crate) mod folder;
 mod live;
 pub(crate) mod plan;
 mod progress;
 
-use crate::args::{Format, RunArgs};
+use crate::args::RunArgs;
 use crate::crash;
 use crate::evaluate;
 use crate::fail::{Failure, Outcome};
 use crate::job::{self, LoadedJob};
+use crate::listing;
 use crate::out;
 use crate::worker;
 use argosy_common::config::Job;
@@ -58,7 +59,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome<Exit> {
 
 /// Reads, indexes and describes whatever a run needs, into its folder.
 pub(crate) fn prepare(args: &RunArgs, started: Instant) -> Outcome<Prepared> {
-    let mut loaded = job::load(&args.job, &args.sets)?;
+    let mut loaded = job::load(&args.job)?;
     if let Some(folder) = &args.pretrained {
         let folder = std::path::absolute(folder).map_err(|e| Failure::io("find", folder, &e))?;
         loaded.job.model.pretrained = Some(folder.to_string_lossy().into_owned());
@@ -79,7 +80,7 @@ pub(crate) fn prepare(args: &RunArgs, started: Instant) -> Outcome<Prepared> {
     let before = if args.resume {
         Some(folder::read(&dir)?)
     } else {
-        folder::create(&dir, &args.job)?;
+        folder::create(&dir, &args.job.job)?;
         None
     };
     let lock = folder::lock(&dir)?;
@@ -166,7 +167,7 @@ fn new_index(loaded: &LoadedJob, dir: &Path) -> Outcome<(Index, PathBuf)> {
 }
 
 /// The job with paths that hold wherever it lies: the run's copy lies elsewhere than the job file.
-fn absolute(loaded: &LoadedJob) -> Job {
+pub(crate) fn absolute(loaded: &LoadedJob) -> Job {
     let mut job = loaded.job.clone();
     let whole = |path: &str| job::below(&loaded.base, path);
     let paths = [
@@ -193,7 +194,7 @@ fn absolute(loaded: &LoadedJob) -> Job {
 }
 
 /// Writes the job as it is trained. The copy gets its name when it is known to be the job of the run that the folder holds.
-fn write_job(loaded: &LoadedJob, path: &Path) -> Outcome<()> {
+pub(crate) fn write_job(loaded: &LoadedJob, path: &Path) -> Outcome<()> {
     let text = toml::to_string(&absolute(loaded)).map_err(|e| {
         let message = format!("the job cannot be written to {}: {e}", path.display());
         Failure::new(Exit::BadConfig, message)
@@ -202,7 +203,7 @@ fn write_job(loaded: &LoadedJob, path: &Path) -> Outcome<()> {
 }
 
 /// Lets the worker read the job: what it cannot build ends here.
-fn describe_model(loaded: &LoadedJob, dir: &Path, worker: &Path) -> Outcome<Model> {
+pub(crate) fn describe_model(loaded: &LoadedJob, dir: &Path, worker: &Path) -> Outcome<Model> {
     let path = dir.join(folder::NEW_JOB_FILE);
     write_job(loaded, &path)?;
     let answer = worker::ask(worker, &["describe-model".as_ref(), "--job".as_ref(), path.as_os_str()])?;
@@ -225,23 +226,28 @@ fn same_job(loaded: &LoadedJob, dir: &Path) -> Outcome<()> {
 
 /// A disk that cannot hold one checkpoint is no place to begin; one that cannot hold those that are kept is worth a word.
 fn check_space(job: &Job, model: &Model, dir: &Path) -> Outcome<()> {
-    let place = match &job.checkpoint.url {
-        Some(url) if url.contains("://") => return Ok(()),
-        Some(folder) => nearest(Path::new(folder)),
-        None => dir,
-    };
-    let Ok(stat) = nix::sys::statvfs::statvfs(place) else {
-        return Ok(());
-    };
-    let free = stat.blocks_available() * stat.fragment_size();
-    if let Some(note) = judge_space(free, model.state_bytes, job.checkpoint.keep_last, place)? {
+    if let Some(note) = judge_place(job, model, dir)? {
         out::say(&format!("{} {note}", out::style("note:", out::YELLOW)));
     }
     Ok(())
 }
 
+/// What the disk of the checkpoints means for them; nothing where they lie in a store.
+pub(crate) fn judge_place(job: &Job, model: &Model, dir: &Path) -> Outcome<Option<String>> {
+    let place = match &job.checkpoint.url {
+        Some(url) if url.contains("://") => return Ok(None),
+        Some(folder) => nearest(Path::new(folder)),
+        None => nearest(dir),
+    };
+    let Ok(stat) = nix::sys::statvfs::statvfs(place) else {
+        return Ok(None);
+    };
+    let free = stat.blocks_available() * stat.fragment_size();
+    judge_space(free, model.state_bytes, job.checkpoint.keep_last, place)
+}
+
 /// The folder, or the first above it that exists.
-fn nearest(folder: &Path) -> &Path {
+pub(crate) fn nearest(folder: &Path) -> &Path {
     folder.ancestors().find(|f| f.exists()).unwrap_or(folder)
 }
 
@@ -304,11 +310,11 @@ fn resume_command(args: &RunArgs, dir: &Path) -> String {
             format!("'{}'", text.replace('\'', r"'\''"))
         }
     };
-    let mut words = vec!["argosy".into(), "run".into(), args.job.display().to_string()];
+    let mut words = vec!["argosy".into(), "run".into(), args.job.job.display().to_string()];
     if let Some(workers) = args.workers {
         words.extend(["--workers".into(), workers.to_string()]);
     }
-    for set in &args.sets {
+    for set in &args.job.sets {
         words.extend(["--set".into(), set.clone()]);
     }
     words.extend(["--run".into(), dir.display().to_string(), "--resume".into()]);
@@ -335,10 +341,7 @@ fn loader_verdicts(dir: &Path) -> Vec<String> {
 
 /// The end: numbers on stdout, what to do next on stderr.
 fn tell(prepared: &Prepared, args: &RunArgs, summary: &Summary) -> Outcome<()> {
-    match args.output.output {
-        Format::Json => out::json(summary)?,
-        Format::Table => out::data(&summary.text())?,
-    }
+    listing::print(args.output.output, summary, None, |_| summary.text())?;
     for line in loader_verdicts(&prepared.dir) {
         out::say(&line);
     }

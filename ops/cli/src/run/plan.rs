@@ -2,7 +2,7 @@
 
 use super::Prepared;
 use crate::{index, out};
-use argosy_common::config::{CheckpointConfig, Job};
+use argosy_common::config::{CheckpointConfig, Job, WorkersConfig};
 
 /// Lines of damaged data that are shown; the rest is counted.
 const LEFT_OUT_MAX: usize = 8;
@@ -71,7 +71,7 @@ fn lines(p: &Prepared) -> Vec<String> {
 }
 
 /// When checkpoints are taken, in words.
-fn cadence(checkpoint: &CheckpointConfig, batch: u32) -> String {
+pub(crate) fn cadence(checkpoint: &CheckpointConfig, batch: u32) -> String {
     let mut when = Vec::new();
     if checkpoint.every_samples > 0 {
         let steps = checkpoint.every_samples.div_ceil(u64::from(batch));
@@ -85,20 +85,8 @@ fn cadence(checkpoint: &CheckpointConfig, batch: u32) -> String {
 }
 
 fn warnings(p: &Prepared) -> Vec<String> {
-    let (lanes, workers) = (p.shape.lanes, &p.loaded.job.workers);
     let mut warnings = Vec::new();
-    if lanes < workers.target {
-        let spare = workers.target - lanes;
-        warnings.push(format!(
-            "{lanes} lanes for {} workers: {spare} will be spares",
-            workers.target
-        ));
-    } else if u64::from(lanes) < 8 * u64::from(workers.max) {
-        warnings.push(format!(
-            "{lanes} lanes are few for up to {} workers; a larger train.global_batch or a smaller workers.max balances better",
-            workers.max
-        ));
-    }
+    warnings.extend(judge_lanes(p.shape.lanes, &p.loaded.job.workers));
     if p.shape.pass_rows() < u64::from(p.shape.batch) {
         warnings.push("one step takes more rows than the data has: rows repeat within it".to_owned());
     }
@@ -125,8 +113,26 @@ fn locked_at_random(job: &Job) -> Vec<String> {
     towers.into_iter().filter_map(bare).collect()
 }
 
+/// What is wrong with so many lanes for so many workers, if anything (rule L5).
+pub(crate) fn judge_lanes(lanes: u32, workers: &WorkersConfig) -> Option<String> {
+    if lanes < workers.target {
+        let spare = workers.target - lanes;
+        Some(format!(
+            "{lanes} lanes for {} workers: {spare} will be spares",
+            workers.target
+        ))
+    } else if u64::from(lanes) < 8 * u64::from(workers.max) {
+        Some(format!(
+            "{lanes} lanes are few for up to {} workers; a larger train.global_batch or a smaller workers.max balances better",
+            workers.max
+        ))
+    } else {
+        None
+    }
+}
+
 /// Share of the slowest worker's time that an even split of lanes would take (rule L5: sum/max, per worker).
-fn calc_balance(lanes: u32, workers: u32) -> f64 {
+pub(crate) fn calc_balance(lanes: u32, workers: u32) -> f64 {
     let members = workers.clamp(1, lanes.max(1));
     f64::from(lanes) / f64::from(members) / f64::from(lanes.div_ceil(members).max(1))
 }

@@ -49,6 +49,22 @@ impl Place {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
+    /// Runs a command that must end well; what it said on stdout.
+    pub(crate) fn tells(&self, args: &[&str]) -> String {
+        let output = argosy(self, args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(code(&output), 0, "{args:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Makes a stand-in worker that describes a small model.
+    pub(crate) fn describing_worker(&self) {
+        self.worker(
+            "case $1 in describe-model) echo '{\"parameters\":5,\"state_bytes\":60,\"parts_total\":1,\"model\":{}}';; \
+             *) echo broken glass >&2; exit 9;; esac",
+        );
+    }
+
     /// Runs a command that must fail with `exit`; what it said.
     pub(crate) fn fails(&self, args: &[&str], exit: i32) -> String {
         let output = argosy(self, args).output().unwrap();

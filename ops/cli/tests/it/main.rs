@@ -1,6 +1,10 @@
 //! The program from outside: exit codes, sentences, files. Nothing here needs libtorch.
 
+mod canary;
 mod fixture;
+mod formats;
+mod hostile;
+mod jobs;
 mod readme;
 
 use fixture::{Place, argosy, code};
@@ -140,10 +144,7 @@ fn run_whose_model_the_worker_refuses_ends_with_its_sentence_and_code() {
 fn run_whose_workers_cannot_start_fails_and_can_be_resumed_and_audited() {
     let place = Place::new();
     let job = place.job("[failure]\nworker_errors_max = 2\n");
-    place.worker(
-        "case $1 in describe-model) echo '{\"parameters\":5,\"state_bytes\":60,\"parts_total\":1,\"model\":{}}';; \
-         *) echo broken glass >&2; exit 9;; esac",
-    );
+    place.describing_worker();
     let output = argosy(&place, &["run", &job, "--workers", "2"]).output().unwrap();
     let said = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(!output.status.success() && code(&output) != 101, "{said}");
