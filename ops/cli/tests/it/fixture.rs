@@ -92,23 +92,30 @@ pub(crate) fn code(output: &Output) -> i32 {
 
 /// A tar archive of `ROWS` samples; pictures are never decoded here.
 fn shard_bytes(shard: usize) -> Vec<u8> {
+    let names: Vec<String> = (0..ROWS).map(|row| format!("{shard}-{row:03}")).collect();
+    let members = names.iter().flat_map(|name| {
+        let member = |suffix, data: &str| (format!("{name}.{suffix}"), data.as_bytes().to_vec());
+        [member("png", "a picture"), member("txt", "a caption")]
+    });
+    tar(&members.collect::<Vec<_>>())
+}
+
+/// A tar archive of `members`, names and bytes.
+pub(crate) fn tar(members: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut tar = Vec::new();
-    for row in 0..ROWS {
-        for (suffix, data) in [("png", "a picture"), ("txt", "a caption")] {
-            let mut header = [0u8; 512];
-            let name = format!("{shard}-{row:03}.{suffix}");
-            header[..name.len()].copy_from_slice(name.as_bytes());
-            header[100..108].copy_from_slice(b"0000644\0");
-            header[124..136].copy_from_slice(format!("{:011o}\0", data.len()).as_bytes());
-            header[148..156].copy_from_slice(b"        ");
-            header[156] = b'0';
-            header[257..265].copy_from_slice(b"ustar\x0000");
-            let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
-            header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-            tar.extend_from_slice(&header);
-            tar.extend_from_slice(data.as_bytes());
-            tar.resize(tar.len().next_multiple_of(512), 0);
-        }
+    for (name, data) in members {
+        let mut header = [0u8; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[100..108].copy_from_slice(b"0000644\0");
+        header[124..136].copy_from_slice(format!("{:011o}\0", data.len()).as_bytes());
+        header[148..156].copy_from_slice(b"        ");
+        header[156] = b'0';
+        header[257..265].copy_from_slice(b"ustar\x0000");
+        let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        tar.extend_from_slice(&header);
+        tar.extend_from_slice(data);
+        tar.resize(tar.len().next_multiple_of(512), 0);
     }
     tar.resize(tar.len() + 1024, 0);
     tar

@@ -6,6 +6,7 @@ mod formats;
 mod hostile;
 mod jobs;
 mod readme;
+mod shards;
 
 use fixture::{Place, argosy, code};
 use std::io::Read;
