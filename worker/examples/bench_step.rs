@@ -13,6 +13,7 @@ use argosy_common::events::StepReport;
 use argosy_common::follower::{Event, TrainerOrder};
 use argosy_common::ids::{Generation, StateName, Term, WorkerId};
 use argosy_common::plan::{Member, Plan, StateSource};
+use argosy_common::quarantine::Quarantined;
 use argosy_common::sampling::{Sampler, lane_digest};
 use argosy_common::shape::{RunShape, SourceShape};
 use argosy_common::steplog::RowState;
@@ -283,6 +284,9 @@ impl BatchSource for Fixed {
         self.lanes = lanes.to_vec();
         self.step = from_step;
     }
+
+    /// Nothing is quarantined here.
+    fn leave_out(&mut self, _revisions: &[Quarantined]) {}
 
     fn next(&mut self, _timeout: Duration) -> std::result::Result<Option<Vec<LaneBatch>>, LoaderError> {
         let step = self.step;

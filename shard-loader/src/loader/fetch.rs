@@ -5,7 +5,7 @@ use super::blocked::{LeftOut, blocked};
 use super::rows::RowCache;
 use super::stats::{Counters, Stage};
 use super::walked::Walked;
-use crate::error::{DataError, LoaderError};
+use crate::error::LoaderError;
 use crate::index::Index;
 use crate::store::{ReadRequest, Store};
 use argosy_common::ids::SampleId;

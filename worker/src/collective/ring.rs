@@ -432,7 +432,7 @@ mod tests {
             let waited = [(false, true), (true, false), (true, true)];
             let waited = waited.map(|(sending, receiving)| ring.wait(&links, sending, receiving).is_ok());
             ring.links = Some(links);
-            told.send((waited, ring))
+            told.send((waited, ring)).unwrap();
         });
         assert!(heard.try_recv().is_err(), "there is nothing to read, and it waits");
         abort.abort();

@@ -298,7 +298,6 @@ fn sigmoid_loss_in_single_precision_has_autograds_gradient_to_its_rounding() {
                 scalar(got.4, want.4),
             ];
             let bound = single_precision(made.scale);
-            eprintln!("MEASURE sigmoid scale {} {:?} bound {bound:e}", made.scale, errors);
             assert!(
                 errors.iter().all(|e| *e < bound),
                 "scale {}, edge {edge}: {errors:?}, {bound:e} allowed",

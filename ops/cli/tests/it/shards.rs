@@ -1,4 +1,5 @@
 //! `argosy index` and `argosy data check` from outside.
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails the test that called it")]
 
 use crate::fixture::{Place, argosy, code, tar};
 use serde_json::Value;
