@@ -75,9 +75,6 @@ fn show(report: &CheckReport, format: Format) -> Outcome<()> {
         }
     };
     listing::print(format, &value, Some("problems"), table)?;
-    if !matches!(format, Format::Table | Format::Wide) {
-        return Ok(());
-    }
     let reasons: Vec<String> = report
         .reasons
         .iter()

@@ -111,7 +111,7 @@ fn validate_names_all_that_is_wrong_in_three_layers() {
     assert!(checks.iter().all(|c| c["verdict"] == "ok"), "{checks:?}");
     assert!(!place.path("runs").exists(), "nothing is left behind");
     // What is missing is listed with what else is, and the first error's code is the exit code.
-    let more = "[checkpoint]\nurl = \"nowhere/\\u0000\"\n[[evaluation.sets]]\nname = \"a\"\ndata = \"d\"\nclasses = \"none\"\n\
+    let more = "[checkpoint]\nurl = \"job.toml/runs\"\n[[evaluation.sets]]\nname = \"a\"\ndata = \"d\"\nclasses = \"none\"\n\
                 templates = \"t\"\n";
     let job = place.job(more);
     std::fs::remove_dir_all(place.path("shards")).unwrap();
