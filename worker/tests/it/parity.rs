@@ -211,38 +211,6 @@ fn parity_statistics_joined_in_another_order_of_lanes_are_caught() {
     );
 }
 
-#[test]
-fn parity_every_step_of_a_resnets_free_run_is_compared() {
-    let name = "parity/resnet-steps";
-    for (prefix, what) in [
-        ("step1.buffer.visual.layer4", What::Buffers),
-        ("step2.buffer.visual.bn1.running_var", What::Buffers),
-        ("step2.param.visual.layer2", What::FreeRun),
-        ("step2.grad.visual.layer3", What::Gradient),
-        ("eval.image_features", What::EvalFeatures),
-    ] {
-        let dir = doctored(name, prefix, |v| *v = *v * 1.01 + 1e-3);
-        let report = check_in(dir.path(), Options::default());
-        let found = report.measures.iter().find(|m| m.measure == what).expect("measured");
-        assert!(!found.holds, "{prefix}: {found:?}");
-        assert!(
-            what == What::FreeRun || found.at.starts_with(prefix),
-            "{prefix}: {found:?}"
-        );
-    }
-    // Statistics that are joined wrongly leave evaluation, behind three steps, with other features.
-    let reversed = Options {
-        workers: 2,
-        turn: |turn, of| of - 1 - turn,
-        ..Options::default()
-    };
-    let report = check(name, reversed);
-    assert!(
-        report.ratio(What::Buffers) > 10.0 && report.ratio(What::EvalFeatures) > 1.0,
-        "{report:#?}"
-    );
-}
-
 /// OpenCLIP's single precision may be further from the truth than ours; its double precision tells.
 #[test]
 fn parity_value_far_from_open_clips_holds_only_where_its_doubles_are_nearer_to_ours() {

@@ -211,7 +211,6 @@ fn buddy_of_one_that_drains_is_held_back_until_the_part_is_stored_and_no_longer_
         let mut fleet = Fleet::copied(3);
         fleet.drain(1);
         fleet.drain(2);
-        assert_eq!(fleet.story.conductor.observe().draining, [WorkerId(1), WorkerId(2)]);
         for _ in 0..4 {
             fleet.make_step();
         }

@@ -111,7 +111,7 @@ fn rows_that_a_worker_alone_cannot_read_are_given_up_after_the_time_the_job_give
             .is_some_and(|(at, _)| at <= story.now + patience)
     );
     // It lives on, and hears nothing new until then.
-    while story.now < patience + 1_000 && story.last_plan().generation == Generation(2) {
+    while story.now < patience + 60_000 && story.last_plan().generation == Generation(2) {
         story.now += 400;
         story.tell(said(1, FromWorker::Heartbeat));
         let closing =

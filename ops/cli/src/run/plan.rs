@@ -2,7 +2,7 @@
 
 use super::Prepared;
 use crate::{index, out};
-use argosy_common::config::{CheckpointConfig, Job, WorkersConfig};
+use argosy_common::config::{BudgetsConfig, CheckpointConfig, Job, WorkersConfig};
 
 /// Lines of damaged data that are shown; the rest is counted.
 const LEFT_OUT_MAX: usize = 8;
@@ -91,6 +91,9 @@ fn warnings(p: &Prepared) -> Vec<String> {
         warnings.push("one step takes more rows than the data has: rows repeat within it".to_owned());
     }
     warnings.extend(locked_at_random(&p.loaded.job));
+    if p.loaded.job.priority != 0 || p.loaded.job.budgets != BudgetsConfig::default() {
+        warnings.push("nothing minds priority and [budgets] yet: there is no queue of jobs".to_owned());
+    }
     warnings
 }
 

@@ -161,9 +161,12 @@ fn gradient_reduced_in_buckets_beside_the_way_back_is_the_plain_sum() {
             reduce(&mut workers, &all, &mut kept);
             for (rank, worker) in workers.iter_mut().enumerate() {
                 let got = worker.grads_flat().unwrap();
-                let far = got.iter().zip(&want).position(|(a, b)| a.to_bits() != b.to_bits());
+                // Sums inside one worker may be split otherwise when others work beside it; a value that is missing or
+                // counted twice is far off.
+                let apart = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-5 * b.abs().max(1e-2);
+                let far = got.iter().zip(&want).position(apart);
                 assert_eq!(
-                    far,
+                    far.map(|at| (at, got[at], want[at])),
                     None,
                     "rank {rank} of {}, image tower locked: {locked}",
                     dealt.len()
