@@ -110,6 +110,9 @@ impl Queue {
     /// When [`Event::Ticked`] is wanted next, and why.
     #[must_use]
     pub fn next_deadline(&self) -> Option<(Tick, &'static str)> {
+        if self.free_places() == 0 {
+            return None; // somebody's end is an event of its own
+        }
         let waiting = self.jobs.values().filter(|j| j.wants_a_place() && j.not_before > 0);
         waiting.map(|j| (j.not_before, "a job is tried again")).min()
     }
@@ -217,11 +220,14 @@ impl Queue {
         j.turn(job, JobState::Recovering, &why, commands);
     }
 
+    fn free_places(&self) -> usize {
+        let taken = self.jobs.values().filter(|j| j.has_process).count();
+        self.places.saturating_sub(taken)
+    }
+
     /// Gives free places away, oldest job first. A job keeps its place while it has a process.
     fn launch(&mut self, now: Tick, commands: &mut Vec<Command>) {
-        let mut free = self
-            .places
-            .saturating_sub(self.jobs.values().filter(|j| j.has_process).count());
+        let mut free = self.free_places();
         for (job, j) in &mut self.jobs {
             if free == 0 {
                 return;

@@ -243,6 +243,11 @@ impl<R: Rules> Conductor<R> {
         let held: Vec<(WorkerId, Tick)> = self.moves.held_back.iter().map(|(w, by)| (*w, *by)).collect();
         for (worker, by) in held {
             if by <= turn.now || !self.must_stay(worker) {
+                // As if it were asked only now: a move that is under way has other members than it was primed for.
+                if self.moves.under_way.is_some() {
+                    let grace_ms = by.saturating_sub(turn.now);
+                    turn.announce(RunEvent::WorkerDraining { worker, grace_ms });
+                }
                 self.moves.held_back.remove(&worker);
                 self.begin_drain(worker, by, turn);
             }
