@@ -206,7 +206,8 @@ impl<R: Rules> Conductor<R> {
         turn.announce(RunEvent::WorkerDraining { worker, grace_ms });
         // A fifth of the grace is left for going: the last step, the answer, the process.
         let by = turn.now + grace_ms / 5 * 4;
-        if self.must_stay(worker) {
+        // Who is under suspicion goes at once, whatever it holds.
+        if self.must_stay(worker) && !self.trouble.cordoned.contains(&worker) {
             self.moves.held_back.insert(worker, by);
         } else {
             self.begin_drain(worker, by, turn);
