@@ -253,9 +253,10 @@ fn padded(at: u64) -> u64 {
 /// Whether `claimed` is the sum of the header's bytes with its checksum field read as spaces: as unsigned bytes or, as old tars
 /// did, signed.
 fn sum_holds(header: &[u8; BLOCK as usize], claimed: u64) -> bool {
-    // Plain sums over all, which the compiler makes vectors of; the field is put right afterwards.
-    let unsigned = |bytes: &[u8]| bytes.iter().map(|b| u32::from(*b)).sum::<u32>();
-    let signed = |bytes: &[u8]| bytes.iter().map(|b| i32::from(*b as i8)).sum::<i32>();
+    // Plain sums over all, which the compiler makes vectors of where it need not look for an overflow (there is none: 512
+    // bytes); the field is put right afterwards.
+    let unsigned = |bytes: &[u8]| bytes.iter().fold(0u32, |sum, b| sum.wrapping_add(u32::from(*b)));
+    let signed = |bytes: &[u8]| bytes.iter().fold(0i32, |sum, b| sum.wrapping_add(i32::from(*b as i8)));
     let (field, spaces) = (&header[148..156], 8 * u32::from(b' '));
     let old = || i64::from(signed(header) - signed(field) + spaces as i32);
     claimed == u64::from(unsigned(header) - unsigned(field) + spaces) || i64::try_from(claimed) == Ok(old())

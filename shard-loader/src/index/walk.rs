@@ -13,7 +13,9 @@ use std::os::unix::fs::FileExt;
 
 /// Bytes read at once while walking. From a store a request costs as much as many bytes; from a file only headers count.
 const CHUNK_BYTES_STORE: u64 = 2 << 20;
-const CHUNK_BYTES_FILE: u64 = 4 << 10;
+const CHUNK_BYTES_FILE: u64 = 3 * 512;
+/// The same where members beside a picture go on behind that: their headers, contents and the next picture's header.
+const CHUNK_BYTES_FILE_MAX: u64 = 4 << 10;
 /// Largest caption or JSON that a filter reads.
 const MEMBER_BYTES_MAX: u64 = 8 << 20;
 
@@ -38,6 +40,8 @@ pub(crate) struct ChunkedShard {
     file: Option<File>,
     chunk: Bytes,
     chunk_start: u64,
+    /// Bytes read at once from a file.
+    ahead: u64,
 }
 
 impl ChunkedShard {
@@ -53,15 +57,18 @@ impl ChunkedShard {
             file: file.flatten(),
             chunk: Bytes::new(),
             chunk_start: 0,
+            ahead: CHUNK_BYTES_FILE,
         }
     }
 
-    fn fetch(&self, range: &Range<u64>) -> Result<Bytes, DataError> {
+    fn fetch(&mut self, range: &Range<u64>) -> Result<Bytes, DataError> {
         let end = |chunk: u64| (range.start + chunk).max(range.end).min(self.bytes);
         if let Some(file) = &self.file {
-            let mut bytes = vec![0; (end(CHUNK_BYTES_FILE) - range.start) as usize];
+            // The memory of the chunk before is used again, unless somebody still holds a slice of it.
+            let mut bytes = std::mem::take(&mut self.chunk).try_into_mut().unwrap_or_default();
+            bytes.resize((end(self.ahead) - range.start) as usize, 0);
             if file.read_exact_at(&mut bytes, range.start).is_ok() {
-                return Ok(bytes.into());
+                return Ok(bytes.freeze());
             }
         }
         self.store.read(&ReadRequest {
@@ -81,6 +88,9 @@ impl ReadAt for ChunkedShard {
     fn read_at(&mut self, range: Range<u64>) -> Result<Bytes, DataError> {
         let held = self.chunk_start..self.chunk_start + self.chunk.len() as u64;
         if range.start < held.start || range.end > held.end {
+            if held.start < held.end && (held.start..=held.end).contains(&range.start) {
+                self.ahead = CHUNK_BYTES_FILE_MAX;
+            }
             self.chunk = self.fetch(&range)?;
             self.chunk_start = range.start;
         }
